@@ -12,12 +12,8 @@ from src.kernel.config import CONF, fingerprint, leaves
 from src.kernel.rows import read_metrics
 from src.kernel.store import Store
 
-PUBLISHED = {
-    "AlpacaEval 2": "alpaca_eval",
-    "IFEval": "ifeval",
-    "MT-Bench": "mt_bench",
-    "Open LLM Leaderboard v1": "open_llm_v1",
-}
+PUBLISHED = {"AlpacaEval 2": "alpaca_eval", "IFEval": "ifeval", "MT-Bench": "mt_bench",
+             "Open LLM Leaderboard v1": "open_llm_v1"}  # fmt: skip
 """Title of published tables -> the file of conf/benchmark that measures as they were measured."""
 NO_MATTER = {"of", "revision", "max_prompt_tokens", "unrated_share_limit", "dtype", "batch_size", "best_of",
              "length_control"}  # fmt: skip

@@ -105,8 +105,12 @@ class Run:
     def verdict_of(self, which: str = "") -> str:
         """Say whose verdict a win rate is, for whoever reads it; `which` is that of `judges`."""
         judge = self.judges[which]
-        trained = fingerprint(judge) == fingerprint(self.ranker)
-        return f"{judge.name}, {'the judge it was trained on' if trained else 'on which it was not trained'}"
+        models = [fingerprint(model) for model in self.ranker.models]
+        alike = judge.name == self.ranker.name or any(fingerprint(model) in models for model in judge.models)
+        if type(judge) is not type(self.ranker) or not alike:
+            return f"{judge.name}, on which it was not trained"
+        others = ", under other settings" * (fingerprint(judge) != fingerprint(self.ranker))
+        return f"{judge.name}, the judge it was trained on{others}"
 
     @property
     def machine(self) -> Machine:

@@ -165,9 +165,11 @@ def results_of(run: Run, nodes: Iterable[Node], store: Store) -> list[Result]:
 def is_stand_in(run: Run) -> bool:
     """Say whether the run starts from another checkpoint than the published system, as a rehearsal does.
 
-    Without a published one, from another than `model.id` names. A local copy is in a folder of its name.
+    Without a published one, from another than `model.id` names. A local copy is in a folder of its name, whose content
+    is not looked at.
     """
     known = published().get(run.experiment or "")
     wanted = known.start if known else str(run.model.id)
-    repo = str(getattr(run.model, "repo", run.model.id))
-    return run.rehearsed or repo.rpartition("/")[2] != wanted.rpartition("/")[2]
+    repo = str(getattr(run.model, "repo", "" if known else run.model.id))  # a package has none
+    local = repo[:1] in ("/", ".", "~") and repo.rpartition("/")[2] == wanted.rpartition("/")[2]
+    return run.rehearsed or not (local or repo == wanted or repo.endswith(f"/{wanted}"))

@@ -164,7 +164,7 @@ def _draw_win_matrices(run: Run, results: Sequence[Result], plots: Path) -> dict
     for one in results:
         if isinstance(one.benchmark, WinMatrix):
             name = f"{one.name}_{one.policy}_matrix.png"
-            draw_win_matrix(one.numbers, (one.benchmark.ranker or run.ranker).name, plots / name)
+            draw_win_matrix(one.numbers, (one.benchmark.ranker or run.judge).name, plots / name)
             captions[name] = f"{one.benchmark.title}, {policy_title(one.policy)}"
     return captions
 

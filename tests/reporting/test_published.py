@@ -86,7 +86,9 @@ def test_another_start_policy_is_a_stand_in_whatever_its_config_calls_it() -> No
     for words, stand_in in {
         (): False,
         ("model.repo=/models/Mistral-7B-Instruct-v0.2",): False,
-        ("model=smollm2_135m_instruct",): True,
+        ("mirror=models/",): False,
+        ("model.repo=me/Mistral-7B-Instruct-v0.2",): True,
+        ("model=smollm2_135m_instruct", "model.id=mistralai/Mistral-7B-Instruct-v0.2"): True,
         ("model=gemma2_9b_it",): True,
         ("model.repo=/models/mine",): True,
     }.items():

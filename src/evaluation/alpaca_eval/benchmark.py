@@ -93,6 +93,7 @@ class AlpacaEval:
             failed = numbers["failed"]
             reasons = (
                 f"judged by {judge}, not {ANNOTATOR}" if judge != ANNOTATOR else "",
+                "generator_2 is the baseline" if model == files.BASELINE_MODEL else "",
                 "" if files.are_official(row.output_1 for row in rows) else f"output_1 is not {files.BASELINE_MODEL}'s",
                 f"{failed} preferences are missing" if failed > self.judge.failed_share_limit * len(rows) else "",
             )

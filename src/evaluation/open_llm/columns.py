@@ -165,7 +165,7 @@ def _value(column: Column, name: str, results: Results) -> Value:
 
 def _share(value: Any) -> float | None:
     """Return a number in [0, 1]; None for anything else."""
-    return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
+    return float(value) if type(value) in (int, float) and 0 <= value <= 1 else None
 
 
 def _mean(parts: Sequence[Value]) -> Value:

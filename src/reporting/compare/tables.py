@@ -31,8 +31,7 @@ def results(comparison: Comparison) -> Table:
         row = [point.number, *(short(settings.get(axis)) for axis in axes), step.iteration if step else DASH]
         row += [interval(numbers, WIN), *(number(numbers.get(f"{kind}_{WIN}"), 3) for kind in ("hard", "lc"))]
         row += [interval(numbers, f"{SECOND}{WIN}"), interval(numbers, "win_over_previous")]
-        digits = {"tokens": 1, "kl_per_token": 4, "finished": 3}
-        row += [number(numbers.get(name), places) for name, places in digits.items()]
+        row += [number(numbers.get(name), n) for name, n in (("tokens", 1), ("kl_per_token", 4), ("finished", 3))]
         rows.append([*row, interval(numbers, "null_win"), run.state])
     return _without_idle(frame(heads, rows))
 
