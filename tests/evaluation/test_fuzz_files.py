@@ -81,7 +81,7 @@ def answers(folder: Path, **columns: Any) -> None:
 OUTPUTS = [Output(f"Do {n}.", f"Done {n}.", "gpt", "helpful_base") for n in range(3)]
 JUDGED = [Annotation(o.instruction, o.output, o.generator, o.dataset, "mine", "me", "judge", 1.5) for o in OUTPUTS]
 GAMED = "index,preference,std_delta_len,instruction_difficulty\n"
-GAMED += "".join(f"{number},0.5,-1.5,0.25\n" for number in range(len(files.official_ids())))
+GAMED += 2 * "".join(f"{number},0.5,-1.5,0.25\n" for number in range(len(files.official_ids())))
 CATEGORIES = {81: "writing", 101: "reasoning"}
 QUESTIONS = [{"question_id": q, "category": c, "turns": [f"Ask {q}.", "And then?"]} for q, c in CATEGORIES.items()]
 BOTH = "{question_1} {answer_1} {question_2} {answer_2}"

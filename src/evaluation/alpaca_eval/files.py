@@ -109,13 +109,14 @@ def joined(path: Path, rows: Sequence[R], ids: Sequence[str]) -> list[R]:
     if missing or foreign:
         for one in foreign:
             text = by_id[one].instruction
-            if {instruction_id(unicodedata.normalize(form, text).strip()) for form in ("NFC", "NFD", "NFKC")} & {*ids}:
+            forms = [unicodedata.normalize(form, text).strip() for form in ("NFC", "NFD", "NFKC")]
+            if {instruction_id(form + end) for form in forms for end in ("", " ", "  ", "\n")} & {*ids}:
                 raise UserError(f"{path}: {text!r:.80} has other white space or Unicode forms than the benchmark's own")
         lacking = (
             f"{len(missing)} of {len(ids)} instructions missing, the first is number {(missing or ['-'])[0]} (from 0)"
         )
-        others = f"{len(foreign)} rows are no instruction of the benchmark"
-        raise UserError(f"{path}: {lacking}, and {others}; where the annotator failed, give a row with preference null")
+        remedy = "where the annotator failed, give a row with preference null"
+        raise UserError(f"{path}: {lacking}, and {len(foreign)} rows are none of the benchmark's; {remedy}")
     return [by_id[one] for one in ids]
 
 
@@ -154,9 +155,9 @@ def read_gamed(path: Path) -> Gamed:
     except (OSError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path}: not a readable table of numbers ({str(error)!r:.80})") from None
     ids, difficulty = official_ids(), table.groupby("index")["instruction_difficulty"].first().tolist()
-    counted = {*table["index"]} == {*range(len(ids))}
+    counted = {*table["index"]} == {*range(len(ids))} and len(table) == 2 * len(ids)  # told to be short, and long
     if not counted or not np.isfinite(table.to_numpy()).all() or not table["preference"].between(0, 1).all():
-        wanted = f"numbers for each `index` from 0 to {len(ids) - 1}, a `preference` from 0 (the baseline) to 1"
+        wanted = f"two rows of numbers for each `index` from 0 to {len(ids) - 1}, a `preference` from 0 to 1"
         raise UserError(f"{path}: needs {wanted}; take the data set's df_gamed.csv")
     columns = [table[name].to_numpy() for name in _COLUMNS[1:]]
     return Gamed(*columns, by_id=dict(zip(ids, difficulty, strict=True)))

@@ -195,7 +195,7 @@ def read(folder: Path) -> RunFolder:
         config: Any = OmegaConf.to_container(loaded)
         judges = [OmegaConf.select(loaded, f"held_out.{judge}.name") for judge in ("ranker", "second")]
         settings, wanted, hardware = flat(config), int(config["iter"]), config["hardware"]
-        confidence = float(config["held_out"]["confidence"])
+        level = float(config["held_out"]["confidence"])
         rehearsed = hardware["name"] == REHEARSAL
         device = "GPU" if hardware["devices"]["device"] == "cuda" else "CPU"
         command = (folder / COMMAND).read_text().strip()
@@ -216,9 +216,7 @@ def read(folder: Path) -> RunFolder:
         raise UserError(f"{folder}: cannot be read ({reason}); `verify` names what is damaged") from None
     steps.sort(key=lambda step: step.iteration)
     benchmarks.sort(key=lambda scores: (scores.benchmark, scores.iteration))
-    return RunFolder(
-        folder, settings, command, wanted, confidence, rehearsed, device, judges, artifacts, steps, benchmarks
-    )
+    return RunFolder(folder, settings, command, wanted, level, rehearsed, device, judges, artifacts, steps, benchmarks)
 
 
 def _measured(
