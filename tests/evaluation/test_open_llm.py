@@ -92,6 +92,16 @@ def test_a_group_of_unequal_subtasks_counts_each_for_one(tmp_path: Path) -> None
     assert whole["toy"] == 90 and "toy_low" not in whole
 
 
+def test_shots_of_5000_digits_and_groups_3000_deep_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({"config_general": {}, "results": {f"harness|toy|{'9' * 5000}": {"acc": 0.5}}}))
+    with pytest.raises(UserError, match="toy has None shots"):
+        scored(path, column())
+    groups = {"toy": ["g0"]} | {f"g{i}": [f"g{i + 1}"] for i in range(3000)}
+    with pytest.raises(UserError, match="no results of g"):
+        scored(results_file(path, {}, group_subtasks=groups), column(subtasks=1))
+
+
 def test_files_of_the_archive_and_of_lm_eval_0_3_are_read(tmp_path: Path) -> None:
     """In the archive all tasks are in one file, with their shots; 0.3 wrote a file for each number of shots."""
     ours = {"arc:challenge": (25, "acc_norm", 0.5), "hellaswag": (10, "acc_norm", 0.6)}

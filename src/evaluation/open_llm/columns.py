@@ -103,7 +103,7 @@ def _renamed(file: _File) -> _File:
         task = _TASKS.get(name, name.replace("hendrycksTest-", "mmlu_"))
         names = _METRICS.get(task, {})
         results[task] = {names.get(metric, f"{metric},none"): value for metric, value in numbers.items()}
-        all_shots[task] = int(shots) if shots.isdecimal() else settings.get("num_fewshot")
+        all_shots[task] = int(shots) if shots.isdecimal() and len(shots) < 5 else settings.get("num_fewshot")
         if task.startswith("mmlu_"):
             mmlu.append(task)
     more: dict[str, Any] = {"config": settings, "model_name": settings.get("model_name"), "n-shot": all_shots}
@@ -147,10 +147,10 @@ def _column(column: Column, results: Results) -> Value:
     return _mean([_value(column, name, results) for name in names])
 
 
-def _leaves(task: str, groups: Mapping[str, list[str]]) -> list[str]:
-    """Return the tasks of a group, of groups in it too; of a task itself."""
+def _leaves(task: str, groups: Mapping[str, list[str]], depth: int = 20) -> list[str]:
+    """Return the tasks of a group, of groups in it too, at most `depth` deep; of a task itself."""
     parts, others = groups.get(task) or [], {**groups, task: []}  # no group is a part of itself
-    return [leaf for part in parts for leaf in _leaves(part, others)] or [task]
+    return [leaf for part in parts[: len(parts) * depth] for leaf in _leaves(part, others, depth - 1)] or [task]
 
 
 def _value(column: Column, name: str, results: Results) -> Value:
