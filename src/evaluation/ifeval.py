@@ -19,7 +19,7 @@ import pyarrow as pa
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from typing_extensions import TypedDict
 
-from src.data.prompts import Columns
+from src.data.prompts import Columns, same_text
 from src.data.source import READERS, Source
 from src.evaluation.answers import best_answers, only_answers
 from src.evaluation.benchmark import SCORES, SEED, Measure, Planner, Policies, Scored, chosen, read_table, version_of
@@ -117,10 +117,15 @@ class IFEval:
         rows, scored = islice(read_table(Question, self._source()), self.first), []
         questions = [checkable(place, question) for place, question in rows]
         for path in paths:
-            texts = {row["prompt"]: row["response"] for _, row in read_table(_Response, Source(path=str(path)))}
+            responses = [(row["prompt"], row["response"]) for _, row in read_table(_Response, Source(path=str(path)))]
+            texts = dict(responses)
+            if len(responses) > len(texts):
+                raise UserError(f"{path}: {len(responses)} responses to {len(texts)} prompts; give each one")
             if missing := [one["prompt"] for one in questions if one["prompt"] not in texts]:
                 line = f"no response to {len(missing)} of {len(questions)} prompts, the first {missing[0]!r:.80}"
-                raise UserError(f"{path}: {line}; benchmark.{name}.first takes fewer")
+                own, *others = (same_text([{"role": "user", "content": text}]) for text in (missing[0], *texts))
+                remedy = "its own has other white space, case or Unicode form" if own in others else ""
+                raise UserError(f"{path}: {line}; {remedy or f'benchmark.{name}.first takes fewer'}")
             numbers = metrics([verdict_row(one, texts[one["prompt"]]) for one in questions], confidence)
             scored.append(Scored(str(path), dict[str, float | None](numbers)))
         return scored

@@ -11,6 +11,7 @@ from src.kernel.artifact import Node
 from src.kernel.config import CONF, fingerprint, leaves
 from src.kernel.rows import read_metrics
 from src.kernel.store import Store
+from src.modeling.endpoint import ELSEWHERE
 
 PUBLISHED = {"AlpacaEval 2": "alpaca_eval", "IFEval": "ifeval", "MT-Bench": "mt_bench",
              "Open LLM Leaderboard v1": "open_llm_v1"}  # fmt: skip
@@ -19,6 +20,8 @@ NO_MATTER = {"of", "revision", "max_prompt_tokens", "unrated_share_limit", "dtyp
              "length_control"}  # fmt: skip
 """Keys in which a comparable benchmark may differ from its file: `best_of` has published tables of its own, and without
 length control there is no number to compare."""
+LACKING = {"failed": 0.01, "unrated": 0.05}
+"""Counts in `metrics.json` of replies that hold no judgment -> the largest share of them beside published numbers."""
 
 
 def headed(title: str, why: str | None) -> str:
@@ -26,23 +29,22 @@ def headed(title: str, why: str | None) -> str:
     return f"{title} — not comparable with published numbers: {why}" if why else title
 
 
-def departs(benchmark: Benchmark) -> str | None:
-    """Return why numbers of `benchmark` cannot stand beside published ones; None: they can.
+def departs(benchmark: Benchmark, numbers: Numbers) -> str | None:
+    """Return why these numbers of `benchmark` cannot stand beside published ones; None: they can.
 
-    They can where its settings are those of its file in conf/benchmark.
+    They can where its settings are those of its file in conf/benchmark, and few judgments are lacking.
     """
     file = PUBLISHED.get(benchmark.title)
     if file is None:
         return "nothing is published of it"
     ours, theirs = dict(leaves(fingerprint(benchmark))), _shipped(file)
     matter = [key for key in sorted(ours.keys() | theirs.keys()) if not {*key.split(".")} & NO_MATTER]
-    keys = [key for key in matter if not _same(ours.get(key), theirs.get(key))]
-    return f"{', '.join(keys)} not as in conf/benchmark/{file}.yaml" if keys else None
-
-
-def _same(ours: Any, theirs: Any) -> bool:
-    """Say whether two values are the same. A mirror may stand before a hub id."""
-    return ours == theirs or ("/" in str(theirs) and str(ours).endswith(f"/{theirs}"))
+    keys = [key.removesuffix(".source_version") for key in matter if not ours.get(key) == theirs.get(key) != ELSEWHERE]
+    reasons = [f"{', '.join(keys)} not as in conf/benchmark/{file}.yaml"] if keys else []
+    for key, share in LACKING.items():
+        count, known = numbers.get(key) or 0, numbers.get("items") or 0
+        reasons += [f"{count:g} judgments are missing"] if count > share * (known + count) else []
+    return ", ".join(reasons) or None
 
 
 @cache
@@ -74,7 +76,7 @@ class Result(NamedTuple):
     @property
     def departs(self) -> str | None:
         """Why no published number is comparable; None: it is."""
-        return "another model than published" if self.stand_in else departs(self.benchmark)
+        return "another model than published" if self.stand_in else departs(self.benchmark, self.numbers)
 
     def value_of(self, title: str) -> float | None:
         """Return the value that published tables call `title`; None: not measured."""

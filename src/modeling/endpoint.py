@@ -22,6 +22,8 @@ from src.kernel.config import Fault, Free, UserError, config
 
 T = TypeVar("T")
 OPENAI = "api.openai.com"
+ELSEWHERE = "another server"
+"""In keys of benchmarks, every address but OpenAI's: a server may move, and its replies stay known."""
 NO_KEY = "none"
 """The key for a local server when there is none."""
 LONGEST_WORD = 11
@@ -97,6 +99,14 @@ class JudgeEndpoint(Endpoint):
     def fields(self) -> dict[str, Any]:
         """Return the fields of every request."""
         return self.body(temperature=self.temperature, seed=self.seed, max_tokens=self.max_tokens)
+
+
+@config
+class BenchmarkJudge(JudgeEndpoint):
+    """A judge whose numbers stand beside published ones: what another server says under its name is kept apart."""
+
+    def source_version(self) -> str:
+        return "" if self.host == OPENAI else ELSEWHERE
 
 
 class Refused(Exception):

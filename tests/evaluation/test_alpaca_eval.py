@@ -22,10 +22,12 @@ from judge_server import benchmark_judge
 from places import SHARED
 from tiny_run import typed
 
+from src.data.prompts import same_text
 from src.evaluation.alpaca_eval import files, scores
 from src.evaluation.alpaca_eval.files import Annotation, Output, read_gamed, read_official
 from src.evaluation.alpaca_eval.judge import ANNOTATOR, AlpacaEvalAnnotations, annotate, chat_of, paired, usable
 from src.evaluation.alpaca_eval.scores import length_controlled
+from src.evaluation.results import departs
 from src.experiment.graph import nodes_of
 from src.kernel.config import UserError
 
@@ -89,7 +91,6 @@ def test_annotations_are_written_as_they_are_read_and_joined_on_the_instruction(
     [
         (lambda rows: rows[:2] + rows[4:], "2 of 6 instructions missing, the first is number 2"),
         (lambda rows: [*rows, rows[1]], "2 rows have the instruction 'Made up 1"),
-        (lambda rows: [rows[0] | {"instruction": rows[0]["instruction"] + "\n"}, *rows[1:]], "has other white space"),
         (lambda rows: [rows[0] | {"preference": 2.5}, *rows[1:]], r"0.preference.*less than or equal to 2 \(got 2.5\)"),
     ],
 )
@@ -98,6 +99,17 @@ def test_a_file_that_does_not_fit_is_named(change: Callable[[list[Any]], Any], l
     path.write_text(json.dumps(change(annotated(path, [1.5] * 6))))
     with pytest.raises(UserError, match=rf"^{path}: .*{line}[^\n]*$"):
         score(path)
+
+
+def test_an_instruction_in_another_spelling_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    official, path = tmp_path / "official.txt", tmp_path / "a.json"
+    official.write_text("".join(f"{one} {same_text([{'role': 'user', 'content': INSTRUCTIONS[0]}])}\n" for one in IDS))
+    monkeypatch.setattr(files, "_OFFICIAL", official)
+    first, *rest = annotated(path, [1.5] * 6)
+    for other in ("Made up 0: say <b></b> in 2 words.\r\n", "Made  up 0: say <b></b> in \u00b2 words."):
+        path.write_text(json.dumps([first | {"instruction": other}, *rest]))
+        with pytest.raises(UserError, match="has other white space, case or Unicode form than the benchmark's own$"):
+            score(path)
 
 
 def test_a_file_that_the_hub_does_not_give_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,16 +244,19 @@ def test_files_that_published_numbers_cannot_stand_beside_say_so(tmp_path: Path)
     cases = {
         "official": (rows, ""),
         "judge": ([row | {"annotator": "me"} for row in rows], "judged by me, not weighted_alpaca_eval_gpt4_turbo"),
-        "swapped": (swapped, "output_1 is not gpt4_1106_preview's"),
+        "swapped": (swapped, "generator_2 is the baseline, output_1 is not gpt4_1106_preview's"),
         "altered": ([rows[0] | {"output_1": "Ha."}, *rows[1:]], "output_1 is not gpt4_1106_preview's"),
-        "emptied": (emptied, "402 preferences are missing"),
+        "own": ([row | {"output_2": row["output_1"]} for row in rows], "generator_2 is the baseline"),
+        "renamed": ([row | {"generator_1": "me"} for row in rows], "generator_1 is not gpt4_1106_preview"),
+        "emptied": (emptied, ""),
     }
     for name, (some, _) in cases.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(some))
     words = ("iter=0", "benchmark=alpaca_eval", "benchmark.alpaca_eval.length_control=false")
     paths = [tmp_path / f"{name}.json" for name in cases]
     scored = typed(*words).benchmark["alpaca_eval"].score_files("alpaca_eval", paths, 0.95)
-    assert [one.departs for one in scored] == [departs for _, departs in cases.values()]
+    assert [one.departs for one in scored] == [why for _, why in cases.values()]
+    assert departs(typed(*words).benchmark["alpaca_eval"], scored[-1].numbers) == "402 judgments are missing"
     assert all("FuseChat-Gemma-2-9B-Instruct, judged by " in one.label for one in scored)
 
 

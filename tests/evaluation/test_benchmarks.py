@@ -14,6 +14,7 @@ from src.evaluation.results import departs
 from src.experiment.graph import nodes_of
 from src.kernel.artifact import Asking, place_of
 from src.kernel.record import CARD
+from src.modeling.endpoint import OPENAI
 from src.reporting.metrics_file import METRICS
 
 MATRIX = "benchmark=win_matrix"
@@ -73,11 +74,11 @@ def test_messages_name_the_keys_of_a_benchmark_under_another_label(name: str) ->
 
 JUDGES = {
     "alpaca_eval": (
-        ("judge.failed_share_limit=1.0", "judge.endpoint.retries=0", "judge.endpoint.base_url=http://b/v1"),
+        ("judge.failed_share_limit=1.0", "judge.endpoint.retries=0"),
         ("judge.endpoint.model=m", "judge.endpoint.temperature=null", "judge.top_logprobs=2", "judge.endpoint.seed=1"),
     ),
     "mt_bench": (
-        ("unrated_share_limit=1.0", "judge.retries=0", "judge.concurrent=1", "judge.base_url=http://b/v1"),
+        ("unrated_share_limit=1.0", "judge.retries=0", "judge.concurrent=1"),
         ("judge.model=m", "judge.temperature=1.0", "judge.max_tokens=5", "judge.seed=1"),
     ),
 }
@@ -85,7 +86,7 @@ JUDGES = {
 
 
 @pytest.mark.parametrize("name", JUDGES)
-def test_replies_depend_on_the_judge_and_not_on_limits_or_the_address(name: str) -> None:
+def test_replies_depend_on_the_judge_and_not_on_limits_or_where_a_server_of_yours_is(name: str) -> None:
     def replies(*words: str) -> Any:
         """Return what all stages share that may use each other's replies."""
         nodes = nodes_of(typed("iter=0", f"benchmark={name}", *(f"benchmark.{name}.{word}" for word in words)))
@@ -95,6 +96,8 @@ def test_replies_depend_on_the_judge_and_not_on_limits_or_the_address(name: str)
     limits, sent = JUDGES[name]
     assert replies(*limits) == replies()
     assert all(replies(word) != replies() for word in sent)
+    address = f"{sent[0].rpartition('.')[0]}.base_url=http://"
+    assert replies(f"{address}a/v1") == replies(f"{address}b/v1") != replies() == replies(f"{address}{OPENAI}/v1")
 
 
 # Beside published numbers ------------------------------------------------------------------------------------------
@@ -103,8 +106,10 @@ DEPARTS = {
     "alpaca_eval.decodings.default.temperature=0.0": "decodings.default.temperature",
     "alpaca_eval.judge.top_logprobs=2": "judge.top_logprobs",
     "alpaca_eval.repo=mine": "repo",
+    "alpaca_eval.judge.endpoint.base_url=http://b/v1": "judge.endpoint",
+    "mt_bench.judge.base_url=http://b/v1": "judge",
     "alpaca_eval.of=[base]": None,
-    "mt_bench.files.references=fastchat/fastchat/llm_judge/data/judge_prompts.jsonl": "files.source_version",
+    "mt_bench.files.references=fastchat/fastchat/llm_judge/data/judge_prompts.jsonl": "files",
     "ifeval.path=mine.jsonl": "path",
     "open_llm_v1.chat_template=true": "chat_template",
     "open_llm_v1.columns.3.shots=4": "columns.3.shots",
@@ -115,12 +120,17 @@ DEPARTS = {
 @pytest.mark.parametrize(("word", "key"), DEPARTS.items())
 def test_whatever_moves_a_number_is_named(word: str, key: str | None) -> None:
     name = word.partition(".")[0]
-    reason = departs(typed("iter=0", f"benchmark={name}", f"benchmark.{word}").benchmark[name])
+    reason = departs(typed("iter=0", f"benchmark={name}", f"benchmark.{word}").benchmark[name], {})
     assert reason == (key and f"{key} not as in conf/benchmark/{name}.yaml")
 
 
 @pytest.mark.parametrize("name", ["alpaca_eval", "mt_bench", "ifeval", "open_llm_v1"])
 def test_the_files_of_conf_measure_as_the_published_numbers_were(name: str) -> None:
-    """Whatever the experiment, under a mirror too; of other titles nothing is published."""
-    assert departs(typed("iter=0", f"benchmark={name}", "mirror=models/").benchmark[name]) is None
-    assert departs(typed("iter=1", "benchmark=win_matrix").benchmark["win_matrix"]) == "nothing is published of it"
+    """Where judges were not too often silent. A mirror's data may be any; of other titles nothing is published."""
+    benchmark, mirrored = (typed("iter=0", f"benchmark={name}", *more).benchmark[name] for more in ((), ("mirror=m/",)))
+    assert departs(benchmark, {"items": 805, "failed": 8}) is departs(benchmark, {"items": 152, "unrated": 8}) is None
+    assert departs(benchmark, {"items": 805, "failed": 9}) == "9 judgments are missing"
+    assert departs(benchmark, {"items": 151, "unrated": 9}) == "9 judgments are missing"
+    key = {"alpaca_eval": "repo", "ifeval": "path"}.get(name)
+    assert departs(mirrored, {}) == (key and f"{key} not as in conf/benchmark/{name}.yaml")
+    assert departs(typed("iter=1", "benchmark=win_matrix").benchmark["win_matrix"], {}) == "nothing is published of it"

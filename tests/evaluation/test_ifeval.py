@@ -167,6 +167,10 @@ def test_each_answer_is_checked_against_its_own_question(tmp_path: Path) -> None
     assert scored.numbers == {name: value for name, value in numbers.items() if name not in ("finished", "tokens")}
     with pytest.raises(UserError, match=r"replies\.jsonl: no response to 1 of 2 prompts, the first 'Say 3"):
         benchmark.score_files("ifeval", [written(tmp_path / "replies.jsonl", replies[1:])], 0.95)
+    near = [*replies[1:], replies[0] | {"prompt": replies[0]["prompt"] + " "}]
+    for others, line in ((near, "its own has other white space"), (replies * 2, "6 responses to 3 prompts")):
+        with pytest.raises(UserError, match=line):
+            benchmark.score_files("ifeval", [written(tmp_path / "replies.jsonl", others)], 0.95)
     with pytest.raises(UserError, match="^benchmark.mine.max_prompt_tokens: 1 of 2 prompts have more"):
         stage(questions, answers_of(tmp_path / "fewer", answers[:1], RESPONSES), out=out)
 

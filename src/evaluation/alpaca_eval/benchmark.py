@@ -89,15 +89,15 @@ class AlpacaEval:
             if len({(row.generator_2, row.annotator) for row in rows}) > 1:
                 raise UserError(f"{path}: outputs of several models or annotators; give each a file of its own")
             model, judge = rows[0].generator_2, rows[0].annotator
-            numbers = scores(path, rows, control, confidence)[0]
-            failed = numbers["failed"]
-            reasons = (
-                f"judged by {judge}, not {ANNOTATOR}" if judge != ANNOTATOR else "",
-                "generator_2 is the baseline" if model == files.BASELINE_MODEL else "",
-                "" if files.are_official(row.output_1 for row in rows) else f"output_1 is not {files.BASELINE_MODEL}'s",
-                f"{failed} preferences are missing" if failed > self.judge.failed_share_limit * len(rows) else "",
-            )
-            scored.append(Scored(f"{path}: {model}, judged by {judge}", {**numbers}, ", ".join(filter(None, reasons))))
+            numbers, baseline = scores(path, rows, control, confidence)[0], files.BASELINE_MODEL
+            reasons = {
+                f"judged by {judge}, not {ANNOTATOR}": judge != ANNOTATOR,
+                "generator_2 is the baseline": model == baseline or files.are_official(row.output_2 for row in rows),
+                f"generator_1 is not {baseline}": {row.generator_1 for row in rows} != {baseline},
+                f"output_1 is not {baseline}'s": not files.are_official(row.output_1 for row in rows),
+            }
+            why = ", ".join(reason for reason, is_so in reasons.items() if is_so)
+            scored.append(Scored(f"{path}: {model}, judged by {judge}", {**numbers}, why))
         return scored
 
     def _instructions(self, local: Path | None, key: str) -> list[str]:

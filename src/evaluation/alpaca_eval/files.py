@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import BeforeValidator, Field
 
+from src.data.prompts import same_text
 from src.evaluation.benchmark import read_json
 from src.kernel.config import Fault, Free, UserError, config
 from src.kernel.record import sha256
@@ -32,6 +32,7 @@ ANNOTATIONS = "annotations.json"
 GAMED = "gamed.csv"
 """Names in artifacts."""
 _OFFICIAL = Path(__file__).with_name("official.txt")
+"""A line an instruction: its id, and `same_text` of it."""
 BASELINE_MODEL = "gpt4_1106_preview"
 _BASELINE_SHA256 = "ddce4da7e5cf20eb784db96b97ef4151bcaf8f4b19d45c5e5eb33119622e4cb9"
 """Of its 805 outputs in the canonical order, with \0 between them."""
@@ -82,7 +83,7 @@ def instruction_id(instruction: str) -> str:
 @lru_cache
 def official_ids() -> tuple[str, ...]:
     """Return the ids of the 805 instructions, in the canonical order, which the difficulty's index counts."""
-    return tuple(_OFFICIAL.read_text().split())
+    return tuple(_OFFICIAL.read_text().split()[::2])
 
 
 def are_official(outputs: Iterable[str]) -> bool:
@@ -107,11 +108,12 @@ def joined(path: Path, rows: Sequence[R], ids: Sequence[str]) -> list[R]:
     by_id = {instruction_id(row.instruction): row for row in rows}
     missing, foreign = [i for i, one in enumerate(ids) if one not in by_id], by_id.keys() - {*ids}
     if missing or foreign:
-        for one in foreign:
-            text = by_id[one].instruction
-            forms = [unicodedata.normalize(form, text).strip() for form in ("NFC", "NFD", "NFKC")]
-            if {instruction_id(form + end) for form in forms for end in ("", " ", "  ", "\n")} & {*ids}:
-                raise UserError(f"{path}: {text!r:.80} has other white space or Unicode forms than the benchmark's own")
+        near = {*_OFFICIAL.read_text().split()[1::2]}
+        for text in (by_id[one].instruction for one in foreign):
+            if same_text([{"role": "user", "content": text}]) in near:
+                raise UserError(
+                    f"{path}: {text!r:.80} has other white space, case or Unicode form than the benchmark's own"
+                )
         lacking = (
             f"{len(missing)} of {len(ids)} instructions missing, the first is number {(missing or ['-'])[0]} (from 0)"
         )

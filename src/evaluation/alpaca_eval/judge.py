@@ -25,7 +25,7 @@ from src.kernel.cells import CELLS, cell_key
 from src.kernel.config import Free, Share, config
 from src.kernel.rows import write_metrics
 from src.modeling.asking import Cell, ask_all, read_completion, read_tokens
-from src.modeling.endpoint import Endpoint, JudgeEndpoint
+from src.modeling.endpoint import BenchmarkJudge, Endpoint
 
 SENT_VERSION = 1
 """Raised when equal fields send another text or replies are kept otherwise."""
@@ -39,7 +39,7 @@ Chat = list[dict[str, str]]
 class AlpacaEvalJudge:
     """Who is asked, and how."""
 
-    endpoint: JudgeEndpoint
+    endpoint: BenchmarkJudge
     top_logprobs: PositiveInt
     """Alternatives of the reply's token, whose probabilities are the preference."""
     failed_share_limit: Free[Share]
@@ -71,7 +71,7 @@ class AlpacaEvalAnnotations(Stage):
         return f"{self.key}.endpoint", self.judge.endpoint
 
     def shared(self) -> Any:
-        return {"sent_version": SENT_VERSION, "fields": self.judge.fields()}
+        return {"sent_version": SENT_VERSION, "fields": self.judge.fields(), "by": self.judge.endpoint.source_version()}
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         pairs = paired(inputs[0])

@@ -10,12 +10,12 @@ from pydantic import NonNegativeFloat, PositiveInt
 
 from src.evaluation.answers import best_answers
 from src.evaluation.benchmark import SCORES, SEED, Measure, Planner, Policies, Scored, chosen
-from src.evaluation.mt_bench.questions import TURNS, Answers, Files, FirstTurns, Questions, SecondTurns, read_questions
-from src.evaluation.mt_bench.scores import Judge, Score, averages, read_judgments
+from src.evaluation.mt_bench.questions import Answers, Files, FirstTurns, Questions, SecondTurns, read_questions
+from src.evaluation.mt_bench.scores import Judge, Score, averages, in_fastchats_words, read_judgments
 from src.generation.engine import PenalisedSampling, Sampling
 from src.kernel.artifact import Node
 from src.kernel.config import Share, config
-from src.modeling.endpoint import JudgeEndpoint
+from src.modeling.endpoint import BenchmarkJudge
 
 PER_CATEGORY = 10
 """Questions, as published; for what a plan says."""
@@ -45,7 +45,7 @@ class MTBench:
     """Tokens of an answer."""
     max_prompt_tokens: PositiveInt
     """A longer prompt is an error."""
-    judge: JudgeEndpoint
+    judge: BenchmarkJudge
     unrated_share_limit: Share
     """More replies of the judge without a rating end it; 1: none do."""
 
@@ -57,7 +57,7 @@ class MTBench:
         questions = run.node(f"{name}/questions", asked, rows=count)
         judge = Judge(endpoint=self.judge, key=f"{key}.judge", unrated_share_limit=self.unrated_share_limit)
         score = Score(confidence=run.held_out.confidence)
-        requests = count * len(TURNS)
+        requests = 2 * count
         for policy, entry in chosen(policies, self.of, f"{key}.of").items():
             place = f"{policy}/{name}"
             turns = self._turns(place, name, run, questions, entry.policy)
@@ -101,6 +101,9 @@ class MTBench:
         for (model, judge), judgments in read_judgments(paths).items():
             label = f"{model}, judged by {judge}"
             metrics, _ = averages(f"{', '.join(map(str, paths))}: {label}", judgments, categories, confidence)
-            departs = None if judge == self.judge.model else f"judged by {judge}, not {self.judge.model}"
-            scored.append(Scored(label, dict(metrics), departs))
+            reasons = {
+                f"judged by {judge}, not {self.judge.model}": judge != self.judge.model,
+                "judge prompts are not FastChat's": not in_fastchats_words(judgments, categories),
+            }
+            scored.append(Scored(label, {**metrics}, ", ".join(why for why, is_so in reasons.items() if is_so)))
         return scored

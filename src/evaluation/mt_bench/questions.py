@@ -242,16 +242,20 @@ class Answers(Stage):
 
 def request(prompts: dict[str, JudgePrompt], question: Row, answers: list[str], turn: int) -> Row:
     """Return the judge's prompts for turn 1 or 2 of a QUESTIONS row; the judge of turn 2 sees both answers."""
-    name = "single-math-v1" if question["category"] in REFERENCED else "single-v1"
+    name = prompt_name(question["category"], turn)
     turns, texts = question["turns"], {"question": question["turns"][0], "answer": answers[0]}
     if turn == 2:
-        name = f"{name}-multi-turn"
         texts = {"question_1": turns[0], "question_2": turns[1], "answer_1": answers[0], "answer_2": answers[1]}
     for number, reference in enumerate(question["reference"] or [], 1):
         texts[f"ref_answer_{number}"] = reference
     row = {"question_id": question["question_id"], "turn": turn, "prompt": name}
     user_prompt = prompts[name]["prompt_template"].format(**texts)
     return row | {"system_prompt": prompts[name]["system_prompt"], "user_prompt": user_prompt}
+
+
+def prompt_name(category: str, turn: int) -> str:
+    """Return the name of the judge prompt for turn 1 or 2 of a question of this category."""
+    return f"single{'-math' * (category in REFERENCED)}-v1{'-multi-turn' * (turn == 2)}"
 
 
 def _prompt(question: int, texts: list[str]) -> Row:

@@ -20,14 +20,14 @@ from typing_extensions import TypedDict
 
 from src.data.source import Source
 from src.evaluation.benchmark import read_table
-from src.evaluation.mt_bench.questions import QUESTIONS, REQUESTS, TURNS
+from src.evaluation.mt_bench.questions import QUESTIONS, REQUESTS, TURNS, prompt_name
 from src.evaluation.statistics import ratio_interval
 from src.kernel.artifact import WORK, Stage
 from src.kernel.cells import CELLS, cell_key
 from src.kernel.config import Confidence, Free, Share, UserError, config
 from src.kernel.rows import Row, read_rows, schema, write_metrics, write_rows
 from src.modeling.asking import ask_all
-from src.modeling.endpoint import Endpoint, JudgeEndpoint
+from src.modeling.endpoint import BenchmarkJudge, Endpoint
 
 HIGHEST = 10
 UNRATED = -1
@@ -71,14 +71,14 @@ class Judge(Stage):
     kind: ClassVar[str] = "mt_bench_judgments"
     resumable: ClassVar[bool] = True
 
-    endpoint: JudgeEndpoint
+    endpoint: BenchmarkJudge
     key: Free[str]
     """The judge's config key, for messages."""
     unrated_share_limit: Free[Share]
     """Largest share of replies without a rating; 1: any."""
 
     def shared(self) -> Any:
-        return [self.endpoint.fields(), self.version]
+        return [self.endpoint.fields(), self.version, self.endpoint.source_version()]
 
     def asks(self) -> tuple[str, Endpoint]:
         return self.key, self.endpoint
@@ -167,6 +167,11 @@ def read_judgments(files: Iterable[Path]) -> dict[tuple[str, str], list[Judgment
         for _, judgment in read_table(Judgment, Source(path=str(file))):
             by_pair[judgment["model"], judgment["judge"][0]].append(judgment)
     return by_pair
+
+
+def in_fastchats_words(judgments: Iterable[Judgment], categories: Mapping[int, str]) -> bool:
+    """Say whether all were asked for by the judge prompt of their question and turn."""
+    return all(row["judge"][1:2] == [prompt_name(categories[row["question_id"]], row["turn"])] for row in judgments)
 
 
 def averages(

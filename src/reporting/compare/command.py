@@ -186,6 +186,7 @@ def cautions(comparison: Comparison) -> list[str]:
         f"The best of {points} points is partly luck: expect it to be lower with other seeds.": points > 1,
         "One seed a point: policies are compared, not settings; seed=0,1,2 would tell settings apart.": points > 1
         and not comparison.seeded,
+        "Tests by prompt or item compare two policies and say nothing of another seed.": comparison.seeded,
         f"{missed} of {len(nulls)} nulls (the base against itself) do not contain 0.5 in their interval.": missed,
         "The second judge is not the same in all runs: its win rates cannot be compared.": len(seconds) > 1,
         f"{rehearsed} of {len(runs)} runs are rehearsals with random weights: their numbers mean nothing.": rehearsed,

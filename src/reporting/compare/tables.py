@@ -31,8 +31,8 @@ def results(comparison: Comparison) -> Table:
         row = [point.number, *(short(settings.get(axis)) for axis in axes), step.iteration if step else DASH]
         row += [interval(numbers, WIN), *(number(numbers.get(f"{kind}_{WIN}"), 3) for kind in ("hard", "lc"))]
         row += [interval(numbers, f"{SECOND}{WIN}"), interval(numbers, "win_over_previous")]
-        row += [number(numbers.get(name), n) for name, n in (("tokens", 1), ("kl_per_token", 4), ("finished", 3))]
-        rows.append([*row, interval(numbers, "null_win"), run.state])
+        row += [number(numbers.get("tokens"), 1), interval(numbers, "kl_per_token", 4)]
+        rows.append([*row, number(numbers.get("finished"), 3), interval(numbers, "null_win"), run.state])
     return _without_idle(frame(heads, rows))
 
 
@@ -120,11 +120,12 @@ def _hours(value: float) -> str:
 # Text ----------------------------------------------------------------------------------------------------------------
 
 
-def interval(numbers: Mapping[str, float], name: str) -> str:
+def interval(numbers: Mapping[str, float], name: str, digits: int = 3) -> str:
     """Write a mean ± half of its interval."""
     if f"{name}_high" not in numbers:
         return DASH
-    return f"{numbers[name]:.3f} ± {(numbers[f'{name}_high'] - numbers[f'{name}_low']) / 2:.3f}"
+    half = (numbers[f"{name}_high"] - numbers[f"{name}_low"]) / 2
+    return f"{numbers[name]:.{digits}f} ± {half:.{digits}f}"
 
 
 def text_columns(table: Table) -> list[bool]:
