@@ -264,13 +264,8 @@ class Divergence(Stage):
                 raise UserError(f"divergence: KL of the policy from the base is {what}")
         interval = ratio_interval(np.array(per_answer), np.array(counts), self.confidence) if len(rows) > 1 else None
         low, high = interval or (None, None)
-        metrics = {
-            "kl_per_token": float(np.sum(per_answer) / np.sum(counts)),
-            "kl_per_token_low": low,
-            "kl_per_token_high": high,
-            "kl_per_answer": float(np.mean(per_answer)),
-            "prompts": len(rows),
-        }
+        metrics = {"kl_per_token": float(np.sum(per_answer) / np.sum(counts)), "kl_per_token_low": low}
+        metrics |= {"kl_per_token_high": high, "kl_per_answer": float(np.mean(per_answer)), "prompts": len(rows)}
         write_metrics(out, metrics)
 
     def _states(self, folder: Path, rows: list[Row]) -> tuple[list[Tensor], Tensor, float | None]:

@@ -30,13 +30,9 @@ from src.kernel.secret_words import refuse_settings
 
 AROUND = {"launcher": Launcher, "tracking": Tracking}
 """Keys of the config that do not belong to the run: who carries it out, and what mirrors it."""
-PLACES = {
-    "engine": "engine@hardware.engine",
-    "deepspeed": "+deepspeed@hardware.devices.deepspeed",
-    "lora": "+lora@train.lora",
-    "answers": "+answers@data.answers.<name>",
-    "slurm": "slurm@launcher.site",
-}
+PLACES = {"engine": "engine@hardware.engine", "deepspeed": "+deepspeed@hardware.devices.deepspeed",
+          "lora": "+lora@train.lora", "answers": "+answers@data.answers.<name>",
+          "slurm": "slurm@launcher.site"}  # fmt: skip
 """Groups that have one place in the config, and how a file of each is chosen."""
 LARGEST, SMALLEST = 1e12, 1e-12
 """Sizes of the numbers of a config, but for 0: with larger and smaller ones arithmetic goes wrong."""

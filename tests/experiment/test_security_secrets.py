@@ -150,14 +150,10 @@ def test_a_typed_secret_is_refused_unseen_and_nothing_is_written(
 
 
 READING = [
-    ["name=${oc.env:MY_NAME}"],
-    ["method.name=x-${ oc.env: MY_NAME, y}"],
-    ["model.name=env", "name=${oc.${model.name}:MY_NAME}"],
+    *(["name=${oc.env:MY_NAME}"], ["name=${oc.\nenv:MY_NAME}"], ['name="${oc.decode:${oc.env:MY_NAME}}"']),
+    *(["method=${oc.env:MY_NAME}"], ["method.name=x-${ oc.env: MY_NAME, y}"]),
+    *(["model.name=env", "name=${oc.${model.name}:MY_NAME}"], ["method.name={_target_: os.getenv, key: MY_NAME}"]),
     ["hydra.job.name=${oc.env:MY_NAME}", "name=${hydra:job.name}"],
-    ["name=${oc.\nenv:MY_NAME}"],
-    ['name="${oc.decode:${oc.env:MY_NAME}}"'],
-    ["method=${oc.env:MY_NAME}"],
-    ["method.name={_target_: os.getenv, key: MY_NAME}"],
 ]
 """Words that read the environment."""
 SHOWING = ["--cfg=job --resolve", "--package=method", "--cfg=all --resolve", "--cfg=hydra", "--info=all"]

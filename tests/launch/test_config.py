@@ -20,19 +20,15 @@ from tiny_run import ROOT, call, composed, folders, points_of, typed
 
 from src.experiment.run import Run
 from src.kernel.config import UserError
-from src.launch.compose import build
+from src.launch.compose import PLACES, build
 from src.launch.verbs import VERBS, carry_out
 
 Capture = pytest.CaptureFixture[str]
 GOLDEN = ROOT / "tests" / "golden" / "config.yaml"
 GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())
-PLACED = {
-    "answers": "+answers@data.answers.x",
+PLACED = {name: place.replace("<name>", "x") for name, place in PLACES.items()} | {
     "slurm": "launcher=slurm slurm@launcher.site",
     "sweep": "+sweep",
-    "deepspeed": "+deepspeed@hardware.devices.deepspeed",
-    "engine": "engine@hardware.engine",
-    "lora": "+lora@train.lora",
     "ranker": "hardware=1xa100_80gb ranker",
     "ranking": "hardware=1xa100_80gb +ranking",
     "size": "experiment=gemma2_9b_it_wpo_hb +size",

@@ -89,14 +89,9 @@ def folders(place: Path) -> list[str]:
 
 def tiny_ranker(llama: Path) -> list[str]:
     """Return overrides that give the embedded ranker a tiny frozen model."""
-    return [
-        "ranker.frozen_model._target_=src.modeling.checkpoints.Checkpoint",
-        "ranker.frozen_model.name=tiny",
-        f"+ranker.frozen_model.repo={llama}",
-        "+ranker.frozen_model.revision=main",
-        "~ranker.frozen_model.package",
-        "~ranker.frozen_model.file",
-    ]
+    model, was = "ranker.frozen_model", ("~ranker.frozen_model.package", "~ranker.frozen_model.file")
+    named = (f"{model}._target_=src.modeling.checkpoints.Checkpoint", f"{model}.name=tiny")
+    return [*named, f"+{model}.repo={llama}", f"+{model}.revision=main", *was]
 
 
 def tiny(llama: Path, place: Path, *more: str, ranker: list[str] | None = None) -> list[str]:
@@ -104,23 +99,12 @@ def tiny(llama: Path, place: Path, *more: str, ranker: list[str] | None = None) 
     parts = [_write_prompts(place / f"part{part}.jsonl", f"part {part}", PROMPTS) for part in range(PARTS)]
     held_out = _write_prompts(place / "held_out.jsonl", "held out", HELD_OUT)
     return [
-        "model=mistral_7b_instruct_v02",  # a Checkpoint: its repo may be a folder
-        "model.name=tiny",
-        f"model.repo={llama}",
-        f"data.parts=[{','.join(map(str, parts))}]",
-        f"data.held_out_file={held_out}",
-        f"data.prompts_per_iteration={PROMPTS}",
-        f"data.held_out_prompts={HELD_OUT}",
-        f"sampling.K={K}",
-        "sampling.max_new_tokens=8",
-        "held_out.divergence_prompts=3",
-        "held_out.ranker=${ranker}",
-        "~ranker@held_out.second",
-        "held_out.sampling=${sampling}",
-        "train.batch_pairs=2",
-        "hardware.devices.row_tokens=1",
-        "hardware.devices.save_minutes=0.000001",  # a checkpoint at every step
-        "tracking=off",
+        *("model=mistral_7b_instruct_v02", "model.name=tiny", f"model.repo={llama}"),  # whose repo may be a folder
+        *(f"data.parts=[{','.join(map(str, parts))}]", f"data.held_out_file={held_out}"),
+        *(f"data.prompts_per_iteration={PROMPTS}", f"data.held_out_prompts={HELD_OUT}"),
+        *(f"sampling.K={K}", "sampling.max_new_tokens=8", "held_out.divergence_prompts=3", "train.batch_pairs=2"),
+        *("held_out.ranker=${ranker}", "~ranker@held_out.second", "held_out.sampling=${sampling}", "tracking=off"),
+        *("hardware.devices.row_tokens=1", "hardware.devices.save_minutes=0.000001"),  # a checkpoint at every step
         *folders(place),
         *(tiny_ranker(llama) if ranker is None else ranker),
         *more,

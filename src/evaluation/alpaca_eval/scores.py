@@ -98,13 +98,8 @@ def scores(
         error = 100 * standard_error(won)
         low, high = normal_interval(numbers["win_rate"], error, confidence, most=100.0)
         numbers |= {"win_rate_low": low, "win_rate_high": high, "standard_error": error}
-    numbers |= {
-        "avg_length": float(lengths[:, 1].mean()),
-        "avg_length_baseline": float(lengths[:, 0].mean()),
-        "n_total": len(won),
-        "items": len(rows),
-        "failed": len(rows) - len(won),
-    }
+    numbers |= {"avg_length": float(lengths[:, 1].mean()), "avg_length_baseline": float(lengths[:, 0].mean())}
+    numbers |= {"n_total": len(won), "items": len(rows), "failed": len(rows) - len(won)}
     fit: dict[str, float] = {}
     predictions: Items | None = None
     if gamed:

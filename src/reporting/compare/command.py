@@ -119,13 +119,9 @@ def render(
     }
     texts = {FILES[0]: tables.as_csv(comparison)}
     for name in FILES[1:]:
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(Path(__file__).parent),
-            autoescape=name == "index.html",  # Markdown is escaped by `literal`
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        options = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+        options["autoescape"] = name == "index.html"  # Markdown is escaped by `literal`
+        environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **options)
         environment.filters |= {"literal": literal, "markdown": tables.as_markdown, "text_columns": tables.text_columns}
         texts[name] = environment.get_template(f"{name}.jinja").render(context)
     return {name: legible(text) for name, text in texts.items()}

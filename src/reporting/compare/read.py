@@ -30,17 +30,9 @@ LENGTHS = ("tokens", "characters", "avg_length", "longer_wins")
 """Ends of the names of lengths: a win rate is not to be read without them."""
 OF_THE_POLICY = ("seed", "engine", "generator", "model", "content")
 """Settings of a stage in which two policies may differ and be measured alike."""
-USUAL = {
-    "model.name": "model",
-    "method.name": "method",
-    "method.eta": "eta",
-    "train.lr": "lr",
-    "sampling.K": "K",
-    "ranker.name": "ranker",
-    "estimator.kind": "estimator",
-    "pairing.rule._target_": "pairing",
-    "seed": "seed",
-}
+USUAL = {"model.name": "model", "method.name": "method", "method.eta": "eta", "train.lr": "lr", "sampling.K": "K",
+         "ranker.name": "ranker", "estimator.kind": "estimator", "pairing.rule._target_": "pairing",
+         "seed": "seed"}  # fmt: skip
 """Short names of the usual keys, in the order in which tables have them."""
 IRRELEVANT = (
     *("name", "experiment", "variant", "mirror", "iter", "benchmark", "tracking", "store", "runs", "launcher", "only"),
