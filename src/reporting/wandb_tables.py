@@ -35,18 +35,11 @@ TRIAL = "trial"
 """All families: a trial of a W&B sweep is one W&B run, whose id the agent has set."""
 LONGEST = 64
 """Characters that W&B lets a tag have; a name and a group may have twice as many."""
-SUMMARY = {
-    "win_rate": "evaluation/win_over_base",
-    "win_rate_low": "evaluation/win_over_base_low",
-    "win_rate_high": "evaluation/win_over_base_high",
-    "hard_win_rate": "evaluation/hard_win_over_base",
-    "lc_win_rate": "evaluation/lc_win_over_base",
-    "second_win_rate": "second_evaluation/win_over_base",
-    "win_rate_over_previous": "evaluation/win_over_previous",
-    "null_win": "evaluation/null_win",
-    "tokens": "evaluation/tokens",
-    "kl_per_token": "divergence/kl_per_token",
-}
+SUMMARY = {"win_rate": "evaluation/win_over_base", "win_rate_low": "evaluation/win_over_base_low",
+           "win_rate_high": "evaluation/win_over_base_high", "hard_win_rate": "evaluation/hard_win_over_base",
+           "lc_win_rate": "evaluation/lc_win_over_base", "second_win_rate": "second_evaluation/win_over_base",
+           "win_rate_over_previous": "evaluation/win_over_previous", "null_win": "evaluation/null_win",
+           "tokens": "evaluation/tokens", "kl_per_token": "divergence/kl_per_token"}  # fmt: skip
 """Column -> metric. A win rate is the mean win probability on held-out prompts, lc at equal length; KL in nats."""
 TRAINING, HELD_OUT = "samples/training", "samples/held_out"
 """Keys of the tables of sample answers."""

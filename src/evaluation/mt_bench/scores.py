@@ -115,14 +115,11 @@ class Judge(Stage):
         (out / MODEL_JUDGMENTS).mkdir(exist_ok=True)
         file = out / MODEL_JUDGMENTS / f"{self.endpoint.model.replace('/', '--')}_single.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in judged))
-        numbers = {
-            "judgments": len(judged),
-            "unrated": sum(row["score"] == UNRATED for row in judged),
-            "refused": len(set(keys)) - len(cells),
-            "input_tokens": sum(cell["input_tokens"] for cell in cells.values()),
-            "output_tokens": sum(cell["output_tokens"] for cell in cells.values()),
-        }
-        write_metrics(out, numbers)
+        unrated = sum(row["score"] == UNRATED for row in judged)
+        tokens = {name: sum(cell[name] for cell in cells.values()) for name in ("input_tokens", "output_tokens")}
+        write_metrics(
+            out, {"judgments": len(judged), "unrated": unrated, "refused": len({*keys}) - len(cells)} | tokens
+        )
 
     def _request(self, row: Row) -> dict[str, Any]:
         texts = (("system", row["system_prompt"]), ("user", row["user_prompt"]))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from src.evaluation.statistics import mean_interval
 from src.reporting.compare.points import RUN, SEED, Comparison, short, symbol
 from src.reporting.compare.read import SECOND, USUAL, WIN, Artifact, Table
 from src.reporting.compare.significance import Difference
@@ -51,7 +53,10 @@ def over_seeds(comparison: Comparison) -> Table:
         for t in point.iterations:
             seeds, wins = len(point.steps(t)), [point.win(t), point.win(t, second=True)]
             rates = [f"{win.mean:.3f}" + f" ± {win.half:.3f}" * (seeds > 1) if win else DASH for win in wins]
-            tokens, kl = number(point.mean(t, "tokens"), 1), number(point.mean(t, "kl_per_token"), 4)
+            kls = np.array([step.numbers.get("kl_per_token", np.nan) for step in point.steps(t)])
+            low, high = mean_interval(kls, point.runs[0].confidence)
+            kl = number(kls.mean(), 4) + f" ± {(high - low) / 2:.4f}" * (seeds > 1 and high > low)
+            tokens = number(point.mean(t, "tokens"), 1)
             rows.append([point.number, *map(short, point.values.values()), t, seeds, *rates, tokens, kl])
     return _without_idle(frame(heads, rows))
 
