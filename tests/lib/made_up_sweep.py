@@ -112,8 +112,9 @@ def _write_artifacts(run: Path, made: MadeUpRun, wins: Wins) -> None:
         if made.second:
             again = {"ranker": made.second}
             _artifact(run, f"it{t}/second_evaluation", again, inputs, **_evaluation(made, t, wins(made, t)))
-        kl = {"kl_per_token": 0.004 * t * (made.lr * 1e5) ** 0.8, "prompts": 16}
-        _artifact(run, f"it{t}/divergence", {}, [current[0], policy, start], numbers=kl)
+        kl = 0.004 * t * (made.lr * 1e5) ** 0.8 * (1 + made.seed / 4)
+        numbers = {"kl_per_token": kl, "kl_per_token_low": 0.75 * kl, "kl_per_token_high": 1.25 * kl, "prompts": 16}
+        _artifact(run, f"it{t}/divergence", {}, [current[0], policy, start], numbers=numbers)
         previous = current
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from made_up_sweep import SECONDS, MadeUpRun, grid, write
+from scipy.stats import t as student_t
 
 from src.evaluation.statistics import two_way
 from src.experiment.selection import folders, not_begun, swept
@@ -15,7 +16,7 @@ from src.kernel.config import UserError
 from src.reporting.compare.command import cautions
 from src.reporting.compare.points import by_seed, compare_folders, varied
 from src.reporting.compare.read import Settings, flat, read_all
-from src.reporting.compare.tables import costs, over_seeds
+from src.reporting.compare.tables import costs, over_seeds, results
 
 
 def test_places_machines_and_the_way_a_number_is_typed_do_not_vary_and_beta_is_one_over_eta() -> None:
@@ -63,6 +64,8 @@ def test_a_second_judge_has_its_own_interval_over_seeds_and_two_of_them_are_not_
         runs = [MadeUpRun(seed=seed, second=second) for seed, second in enumerate(others)]
         comparison = compare_folders(write(tmp_path / "".join(others), runs), "x")
         table, alike = over_seeds(comparison), others == ["b", "b"]
+        assert list(results(comparison)["KL per token"])[:3:2] == ["0.0040 ± 0.0010", "0.0050 ± 0.0013"]
+        assert table["KL per token"][0] == f"0.0045 ± {0.0005 * student_t(1).isf(0.025):.4f}", "by two seeds"
         assert ("by the second judge" in table) == alike
         assert not alike or list(table["by the second judge"]) == list(table["win rate over base"]), "they say the same"
         assert any("second judge" in sentence for sentence in cautions(comparison)) == ("c" in others)
