@@ -44,6 +44,7 @@ _File = TypedDict(
         "group_subtasks": NotRequired[dict[str, list[str]] | None],
         "config": NotRequired[dict[str, Any] | None],
         "chat_template": NotRequired[Any],
+        "system_instruction": NotRequired[Any],
         "config_general": NotRequired[dict[str, Any] | None],
         "model_name": NotRequired[Any],
     },
@@ -71,7 +72,7 @@ def read_results(paths: Iterable[Path], chat_template: bool, limited: bool = Fal
     """Read result files. `limited`: a part of a task's items will do.
 
     Raises UserError, naming the file, for two models, a task in two files, a part of the items, or, where the
-    leaderboard had none, a chat template.
+    leaderboard had none, a chat template or system prompt.
     """
     models, values, shots, groups = dict[str, Path](), dict[str, dict[str, Any]](), {}, {}
     paths = list(paths)
@@ -82,8 +83,8 @@ def read_results(paths: Iterable[Path], chat_template: bool, limited: bool = Fal
         models.setdefault(str(file.get("model_name") or settings.get("model_args") or "an unnamed model"), path)
         if len(models) > 1:
             raise UserError(f"{path}: is of {[*models][1]}, others of {[*models][0]}; score one model at a time")
-        if file.get("chat_template") and not chat_template:
-            raise UserError(f"{path}: was run under a chat template, and the leaderboard used none")
+        if (file.get("chat_template") or file.get("system_instruction")) and not chat_template:
+            raise UserError(f"{path}: was run under a chat template or system prompt, and the leaderboard used none")
         if settings.get("limit") is not None and not limited:
             raise UserError(f"{path}: was run on a part of the items (limit); run all of them")
         if twice := file["results"].keys() & values.keys():
