@@ -273,7 +273,8 @@ def test_a_policy_is_asked_twice_and_graded(llama: Path, server: AnswerServer, t
         assert all(text in row["user_prompt"] for text in turns[row["question_id"]][: row["turn"]])
     score = world.metrics(f"{place}/scores")["score"]
     assert score == pytest.approx(sum(row["score"] for row in judgments) / 16)
-    assert f"{score:.2f}" in (world.folder / "report.md").read_text()
+    report = (world.folder / "report.md").read_text()
+    assert f"{score:.2f}" in report and "published numbers: first, judge, max_new_tokens not as in conf" in report
     again = ["benchmark.mt_bench.judge.concurrent=1", "benchmark.mt_bench.unrated_share_limit=0.5"]
     assert call(*words, *again) == 0 and len(server.bodies) == 16
     assert call(*words, "benchmark.mt_bench.first=2") == 0 and len(server.bodies) == 32

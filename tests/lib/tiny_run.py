@@ -105,9 +105,7 @@ def tiny(llama: Path, place: Path, *more: str, ranker: list[str] | None = None) 
         *(f"sampling.K={K}", "sampling.max_new_tokens=8", "held_out.divergence_prompts=3", "train.batch_pairs=2"),
         *("held_out.ranker=${ranker}", "~ranker@held_out.second", "held_out.sampling=${sampling}", "tracking=off"),
         *("hardware.devices.row_tokens=1", "hardware.devices.save_minutes=0.000001"),  # a checkpoint at every step
-        *folders(place),
-        *(tiny_ranker(llama) if ranker is None else ranker),
-        *more,
+        *(*folders(place), *(tiny_ranker(llama) if ranker is None else ranker), *more),
     ]
 
 
