@@ -29,17 +29,19 @@ def headed(title: str, why: str | None) -> str:
     return f"{title} — not comparable with published numbers: {why}" if why else title
 
 
-def departs(benchmark: Benchmark, numbers: Numbers) -> str | None:
+def departs(benchmark: Benchmark, numbers: Numbers, asked: bool = True) -> str | None:
     """Return why these numbers of `benchmark` cannot stand beside published ones; None: they can.
 
-    They can where its settings are those of its file in conf/benchmark, and few judgments are lacking.
+    They can where its settings are those of its file in conf/benchmark, few judgments are lacking, and the judge, if
+    it was `asked` and not read from files, is OpenAI's.
     """
     file = PUBLISHED.get(benchmark.title)
     if file is None:
         return "nothing is published of it"
     ours, theirs = dict(leaves(fingerprint(benchmark))), _shipped(file)
     matter = [key for key in sorted(ours.keys() | theirs.keys()) if not {*key.split(".")} & NO_MATTER]
-    keys = [key.removesuffix(".source_version") for key in matter if not ours.get(key) == theirs.get(key) != ELSEWHERE]
+    other = [key for key in matter if ours.get(key) != theirs.get(key) or (asked and ours.get(key) == ELSEWHERE)]
+    keys = [key.removesuffix(".source_version") for key in other]
     reasons = [f"{', '.join(keys)} not as in conf/benchmark/{file}.yaml"] if keys else []
     for key, share in LACKING.items():
         count, known = numbers.get(key) or 0, numbers.get("items") or 0

@@ -52,7 +52,7 @@ def score(points: Sequence[Point], files: dict[str, str]) -> int:
         raise UserError(f"out: {out} is there and no file; name another")
     scores = benchmark.score_files(name, paths, run.held_out.confidence)
     for number, one in enumerate(scores, 1):
-        why = ", ".join(filter(None, (departs(benchmark, one.numbers), one.departs)))
+        why = ", ".join(filter(None, (departs(benchmark, one.numbers, asked=False), one.departs)))
         print(headed(f"{number}: {one.label}", why))
     print(_table([one.numbers for one in scores], benchmark.measures))
     if files.get("out"):

@@ -10,7 +10,7 @@ from huggingface_hub import metadata_load
 from tiny_run import World, call, folders, typed
 
 from src.evaluation.benchmark import RESERVED
-from src.evaluation.results import departs
+from src.evaluation.results import _shipped, departs
 from src.experiment.graph import nodes_of
 from src.kernel.artifact import Asking, place_of
 from src.kernel.record import CARD
@@ -116,6 +116,14 @@ def test_whatever_moves_a_number_is_named(word: str, key: str | None) -> None:
     name = word.partition(".")[0]
     reason = departs(typed("iter=0", f"benchmark={name}", f"benchmark.{word}").benchmark[name], {})
     assert reason == (key and f"{key} not as in conf/benchmark/{name}.yaml")
+
+
+def test_the_address_of_the_environment_counts_where_a_judge_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://b/v1")
+    monkeypatch.setattr("src.evaluation.results._shipped", _shipped.__wrapped__)
+    benchmark = typed("iter=0", "benchmark=mt_bench").benchmark["mt_bench"]
+    assert departs(benchmark, {}) == "judge not as in conf/benchmark/mt_bench.yaml"
+    assert departs(benchmark, {}, asked=False) is None
 
 
 @pytest.mark.parametrize("name", ["alpaca_eval", "mt_bench", "ifeval", "open_llm_v1"])

@@ -26,9 +26,7 @@ MATRIX = SCALAR | {"logits": [[NAN, 2.5], [-1.0, NAN]], "scores": None, "terms":
 CASES: list[tuple[pa.Schema, Row]] = [
     (rows.PROMPTS, PROMPT),
     (rows.RESPONSES, PROMPT | {"prompt_token_ids": [0, 1], "responses": [ANSWER, ANSWER | {"token_ids": []}]}),
-    (rows.RANKING, SCALAR),
-    (rows.RANKING, MATRIX),
-    (PAIRS, PAIR),
+    *((rows.RANKING, SCALAR), (rows.RANKING, MATRIX), (PAIRS, PAIR)),
     (REFERENCE, PAIR | {"ref_chosen_logp": -0.1, "ref_rejected_logp": -1e4}),
 ]
 

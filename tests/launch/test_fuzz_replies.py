@@ -156,8 +156,7 @@ def training(folder: Path) -> None:
 # The law ------------------------------------------------------------------------------------------------------------
 
 READERS = [
-    of_file("verdict.json", VERDICT, verdict, ASKED),
-    of_file("chat.json", VERDICT, chat, ASKED),
+    *(of_file("verdict.json", VERDICT, verdict, ASKED), of_file("chat.json", VERDICT, chat, ASKED)),
     of_file("squeue.txt", QUEUE, queue),
     Reader("record", ARTIFACT, artifact, changed="record.json"),
     Reader("run folder", RUN, run_folder),
