@@ -13,14 +13,9 @@ from places import ROOT
 
 SRC = ROOT / "src"
 ABOVE = {
-    "kernel": "",
-    "modeling": "kernel",
-    "data": "kernel modeling",
-    "methods": "kernel modeling",
-    "pairing": "kernel modeling data",
-    "generation": "kernel modeling data",
-    "ranking": "kernel modeling data pairing",
-    "training": "kernel modeling methods",
+    **{"kernel": "", "modeling": "kernel", "data": "kernel modeling", "methods": "kernel modeling"},
+    **{"pairing": "kernel modeling data", "generation": "kernel modeling data"},
+    **{"ranking": "kernel modeling data pairing", "training": "kernel modeling methods"},
     "evaluation": "kernel modeling data pairing generation ranking",
     "experiment": "kernel modeling data methods pairing generation ranking training evaluation",
     "reporting": "kernel modeling data methods pairing generation ranking training evaluation experiment",

@@ -250,15 +250,10 @@ def summary(rows: list[Row]) -> dict[str, float]:
     answers = [answer for row in rows for answer in row["responses"]]
     lengths = [len(answer["token_ids"]) for answer in answers]
     texts = sum(len({answer["text"] for answer in row["responses"]}) for row in rows)
-    return {
-        "prompts": len(rows),
-        "answers": len(answers),
-        "tokens": sum(lengths) / len(answers),
-        "most_tokens": max(lengths),
-        "finished": sum(answer["finish_reason"] == "stop" for answer in answers) / len(answers),
-        "distinct": texts / len(answers),
-        **signs(rows),
-    }
+    finished = sum(answer["finish_reason"] == "stop" for answer in answers)
+    numbers = {"prompts": len(rows), "answers": len(answers), "tokens": sum(lengths) / len(answers)}
+    numbers |= {"most_tokens": max(lengths), "finished": finished / len(answers), "distinct": texts / len(answers)}
+    return numbers | signs(rows)
 
 
 def prompts_with_marks(rows: Sequence[Row], marks: Sequence[str]) -> list[str]:

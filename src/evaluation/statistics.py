@@ -71,16 +71,9 @@ def bootstrap_interval(
     if all(np.ptp(column) == 0 for column in columns):
         value = float(statistic(*(column[:1] for column in columns), axis=-1))
         return value, value
-    interval = bootstrap(
-        tuple(columns),
-        statistic,
-        paired=True,
-        n_resamples=resamples,
-        batch=max(1, AT_ONCE // len(columns[0])),
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+    how: dict[str, Any] = {"paired": True, "method": "percentile", "confidence_level": confidence}
+    how |= {"n_resamples": resamples, "batch": max(1, AT_ONCE // len(columns[0])), "rng": np.random.default_rng(seed)}
+    interval = bootstrap(tuple(columns), statistic, **how).confidence_interval
     return float(interval.low), float(interval.high)
 
 

@@ -33,7 +33,6 @@ class WinMatrix:
     are these very answers. The scores belong to the last of the run's policies.
     """
 
-    title: ClassVar[str] = "Win-rate matrix"
     measures: ClassVar[tuple[Measure, ...]] = (
         Measure("win", "win rate over the first policy", 3),
         Measure("longer_wins", "longer answer wins", 3),
@@ -54,6 +53,10 @@ class WinMatrix:
         for label in self.policies:
             if re.fullmatch(r"base|null|it\d+", label):
                 raise ValueError(f"policies.{label}: the run's own policies use this name; give it another name")
+
+    @property
+    def title(self) -> str:
+        return f"Win-rate matrix, judged by {self.ranker.name}" if self.ranker else "Win-rate matrix"
 
     def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
         """Plan merged answers, their joint ranking and the scores, all of the last chosen policy of the run."""

@@ -107,6 +107,9 @@ class Run:
         judge = self.judges[which]
         models = [fingerprint(model) for model in self.ranker.models]
         alike = judge.name == self.ranker.name or any(fingerprint(model) in models for model in judge.models)
+        servers = [ranker.server and ranker.server.model for ranker in (judge, self.ranker)]
+        if servers[0] and servers[0] == servers[1] and judge.name != self.ranker.name:
+            return f"{judge.name}, whose model also judged what it was trained on"
         if type(judge) is not type(self.ranker) or not alike:
             return f"{judge.name}, on which it was not trained"
         others = ", under other settings" * (fingerprint(judge) != fingerprint(self.ranker))

@@ -51,13 +51,13 @@ def score(points: Sequence[Point], files: dict[str, str]) -> int:
     if os.path.lexists(out) and not os.path.isfile(out):  # a device would be replaced
         raise UserError(f"out: {out} is there and no file; name another")
     scores = benchmark.score_files(name, paths, run.held_out.confidence)
-    for number, one in enumerate(scores, 1):
-        why = ", ".join(filter(None, (departs(benchmark, one.numbers, asked=False), one.departs)))
-        print(headed(f"{number}: {one.label}", why))
+    reasons = [(departs(benchmark, one.numbers, asked=False), one.departs) for one in scores]
+    titles = [headed(one.label, ", ".join(filter(None, why))) for one, why in zip(scores, reasons, strict=True)]
+    print("\n".join(f"{number}: {title}" for number, title in enumerate(titles, 1)))
     print(_table([one.numbers for one in scores], benchmark.measures))
     if files.get("out"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, as_json({one.label: one.numbers for one in scores}).encode())
+        write_atomic(out, as_json({title: one.numbers for title, one in zip(titles, scores, strict=True)}).encode())
         print(f"written: {out}")
     return 0
 

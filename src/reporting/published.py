@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import PositiveInt, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from src.evaluation.results import Result, headed, of_table, results
+from src.evaluation.win_matrix import WinMatrix
 from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.store import Store
@@ -159,7 +161,9 @@ def plain(value: float | None, digits: int) -> str:
 
 def results_of(run: Run, nodes: Iterable[Node], store: Store) -> list[Result]:
     """Read the benchmarks of a run. In an experiment, those of a stand-in are marked as not comparable."""
-    return results(run.benchmark, nodes, store, bool(run.experiment) and is_stand_in(run))
+    matrices = {name: one for name, one in run.benchmark.items() if isinstance(one, WinMatrix)}
+    judged = {name: replace(one, ranker=one.ranker or run.judge) for name, one in matrices.items()}
+    return results(run.benchmark | judged, nodes, store, bool(run.experiment) and is_stand_in(run))
 
 
 def is_stand_in(run: Run) -> bool:

@@ -248,6 +248,10 @@ def test_files_that_published_numbers_cannot_stand_beside_say_so(tmp_path: Path)
         "altered": ([rows[0] | {"output_1": "Ha."}, *rows[1:]], "output_1 is not gpt4_1106_preview's"),
         "own": ([row | {"output_2": row["output_1"]} for row in rows], "generator_2 is the baseline"),
         "renamed": ([row | {"generator_1": "me"} for row in rows], "generator_1 is not gpt4_1106_preview"),
+        "zero": (
+            [row | {"preference": 0} for row in rows],
+            "800 ties of unlike outputs, which that annotator does not give",
+        ),
         "emptied": (emptied, ""),
     }
     for name, (some, _) in cases.items():

@@ -32,9 +32,12 @@ def test_a_benchmark_added_to_a_finished_run_is_shown_everywhere(
     )
     assert world.run("iter=2", MATRIX) == 0
     assert call("compare", f"runs={world.folder}", f"out={world.place / 'page'}") == 0
-    assert f" {world.folder.name} | " in capfd.readouterr().out.partition("Benchmarks")[2].replace("│", "|")
+    assert f" {world.folder.name} | win_matrix, by embedded | " in " ".join(
+        capfd.readouterr().out.replace("│", "|").split()
+    )
     plot = "plots/win_matrix_it2_matrix.png"
-    assert plot in (world.folder / "report.md").read_text() and (world.folder / plot).is_file()
+    report = (world.folder / "report.md").read_text()
+    assert plot in report and (world.folder / plot).is_file() and "Win-rate matrix, judged by embedded" in report
     rows = [json.loads(line) for line in (world.folder / METRICS).read_text().splitlines()]
     logged = [row for row in rows if "win_matrix/it2_over_base" in row]
     assert [row["iteration"] for row in logged] == [2] and logged[0]["win_matrix/items"] == 6

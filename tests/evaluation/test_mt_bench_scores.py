@@ -110,7 +110,7 @@ def scored(place: Path, files: Path | str, *words: str) -> dict[str, dict[str, f
     """Return the numbers that the command writes for files of judgments, joined by commas."""
     out = place / "scores.json"
     assert call("score", "benchmark=mt_bench", *words, f"from={files}", f"out={out}") == 0
-    return json.loads(out.read_text())
+    return {title.partition(" — ")[0]: numbers for title, numbers in json.loads(out.read_text()).items()}
 
 
 def test_the_first_questions_of_each_category_may_be_all(tmp_path: Path) -> None:
@@ -123,14 +123,14 @@ def test_models_and_judges_are_kept_apart_and_files_of_both_are_read_as_one(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     two = [row | {"model": "n", "score": 8} for row in judgments()]
-    other = [row | {"judge": ["x", "single-v1"], "score": 9} for row in judgments()]
+    other = [row | {"judge": ["x", "single-v1"], "score": 9, "judgment": "[[8]]"} for row in judgments()]
     numbers = scored(tmp_path, path := judged_file(tmp_path, judgments() + two + other))
     expected = {"m, judged by gpt-4": 5, "n, judged by gpt-4": 8, "m, judged by x": 9}
     assert {label: one["score"] for label, one in numbers.items()} == expected
     assert numbers["m, judged by gpt-4"] == averaged(path)[0]
     printed = capfd.readouterr().out
     assert all(label in printed for label in expected)
-    why = "judged by x, not gpt-4, judge prompts are not FastChat's"  # math has prompts of its own
+    why = "judged by x, not gpt-4, scores are not those in the judgments, judge prompts are not FastChat's"  # of math
     assert f"3: m, judged by x — not comparable with published numbers: {why}" in printed
     (again := tmp_path / "again").mkdir()
     paths = f"{judged_file(tmp_path, judgments())},{judged_file(again, judgments(lambda question, turn: 6))}"

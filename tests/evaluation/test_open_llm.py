@@ -52,8 +52,9 @@ PART = {"config": {"limit": 10}}
     ("results", "other", "line"),
     [
         (RESULTS, {"shots": 5}, "toy has 5 shots, the leaderboard 2"),
-        (RESULTS, {"chat_template": "{{ x }}"}, r"r\.json: was run under a chat template"),
-        (RESULTS, {"system_instruction": "Be good."}, r"r\.json: was run under a chat template or system prompt"),
+        (RESULTS, {"chat_template": "{{ x }}"}, r"r\.json: was run with chat_template"),
+        (RESULTS, {"config": {"gen_kwargs": {"temperature": 1}}}, r"r\.json: was run with gen_kwargs"),
+        (RESULTS, {"n-samples": {"toy": {"original": 9, "effective": 2}}}, r"r\.json: was run on a part of the items"),
         (RESULTS, PART, r"r\.json: was run on a part of the items"),
         (RESULTS, {"n-shot": None}, r"r\.json: n-shot: "),
         (RESULTS, {"n-shot": {}}, "toy has None shots, the leaderboard 2"),

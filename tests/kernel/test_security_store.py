@@ -40,15 +40,11 @@ def contents(place: Path) -> dict[str, str]:
 
 LEFT = f"copy/{KEY}.partial-89abcdef"
 PLANTED = {
-    "a kind": ("policy", "."),
-    "an artifact": (f"copy/{'f' * 20}", KEY),
-    "a leftover": (f"copy/{'f' * 20}.partial-01234567", "."),
-    "cells": (f".{CELLS}/x-1", "."),
-    "all cells": (f".{CELLS}", "."),
-    "the work of a leftover": (f"{LEFT}/{WORK}", "."),
-    "the cells of a leftover": (f"{LEFT}/{WORK}/{CELLS}", KEY),
-    "a file of a leftover": (f"{LEFT}/deep", "."),
-}
+    "a kind": ("policy", "."), "an artifact": (f"copy/{'f' * 20}", KEY),
+    "a leftover": (f"copy/{'f' * 20}.partial-01234567", "."), "a file of a leftover": (f"{LEFT}/deep", "."),
+    "cells": (f".{CELLS}/x-1", "."), "all cells": (f".{CELLS}", "."),
+    "the work of a leftover": (f"{LEFT}/{WORK}", "."), "the cells of a leftover": (f"{LEFT}/{WORK}/{CELLS}", KEY),
+}  # fmt: skip
 """A link in the store, and where outside it leads."""
 
 

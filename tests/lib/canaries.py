@@ -11,17 +11,12 @@ import pyarrow.parquet
 import pytest
 
 CANARIES = {
-    "OPENAI_API_KEY": "sk-canary0openai0canary0openai",
-    "WANDB_API_KEY": "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00",
-    "HF_TOKEN": "hf_canaryOfTheHubCanaryOfTheHub00",
-    "HUGGING_FACE_HUB_TOKEN": "hf_anotherCanaryOfTheHubOfTheHub",
-    "AWS_SECRET_ACCESS_KEY": "canary/of/a/cloud/that/nobody/asked",
-    "FORGE_TOKEN": "canary0of0the0forge0where0the0source0is",
-    "AZURE_OPENAI_KEY": "/9canary0of0the0cloud+with/a/slash==",
-    "MYSQL_PWD": "~canary-of-a-data-base",
-    "DATABASE_PASSWORD": "correct horse canary staple",
-    "HTTPS_PROXY": "canary-that-opens-the-proxy",
-}
+    "OPENAI_API_KEY": "sk-canary0openai0canary0openai", "WANDB_API_KEY": "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00",
+    "HF_TOKEN": "hf_canaryOfTheHubCanaryOfTheHub00", "HUGGING_FACE_HUB_TOKEN": "hf_anotherCanaryOfTheHubOfTheHub",
+    "AWS_SECRET_ACCESS_KEY": "canary/of/a/cloud/that/nobody/asked", "MYSQL_PWD": "~canary-of-a-data-base",
+    "FORGE_TOKEN": "canary0of0the0forge0where0the0source0is", "DATABASE_PASSWORD": "correct horse canary staple",
+    "AZURE_OPENAI_KEY": "/9canary0of0the0cloud+with/a/slash==", "HTTPS_PROXY": "canary-that-opens-the-proxy",
+}  # fmt: skip
 STARTED: list[str] = []
 """The command lines of the processes that were started since the planting: `ps` shows them to everybody."""
 sys.addaudithook(lambda event, words: STARTED.append(str(words[:2])) if event == "subprocess.Popen" else None)

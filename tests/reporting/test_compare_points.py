@@ -14,7 +14,7 @@ from src.evaluation.statistics import two_way
 from src.experiment.selection import folders, not_begun, swept
 from src.kernel.config import UserError
 from src.reporting.compare.command import cautions
-from src.reporting.compare.points import by_seed, compare_folders, varied
+from src.reporting.compare.points import Comparison, Point, Varied, by_seed, compare_folders, varied
 from src.reporting.compare.read import Settings, flat, read_all
 from src.reporting.compare.tables import costs, over_seeds, results
 
@@ -38,6 +38,9 @@ def test_what_follows_from_a_word_or_goes_with_another_key_is_no_axis_of_its_own
     differs = varied(runs)
     assert differs.axes == ["method.name", "train.lr"]
     assert differs.bound == {"method.eta": "method.name", "train.warmup": "train.lr"}
+    points = [Point(1, {}, [])]
+    names = Comparison("x", Varied(["ranker.weights.finished", "a.lr"], {}, {}), points, []).names
+    assert [*names.values()] == ["ranker.weights.finished", "lr"], "a column of the results is called finished"
     usual = varied([{"method.eta": 1.0, "train.lr": 1e-5}, {"method.eta": 2.0, "train.lr": 2e-5}])
     assert usual.axes == ["method.eta", "train.lr"], "the usual numbers are axes, also where they vary together"
 

@@ -90,7 +90,9 @@ class AlpacaEval:
                 raise UserError(f"{path}: outputs of several models or annotators; give each a file of its own")
             model, judge = rows[0].generator_2, rows[0].annotator
             numbers, baseline = scores(path, rows, control, confidence)[0], files.BASELINE_MODEL
+            ties = sum(row.preference == 1.5 and row.output_1 != row.output_2 for row in rows)
             reasons = {
+                f"{ties} ties of unlike outputs, which that annotator does not give": ties > 0.01 * len(rows),
                 f"judged by {judge}, not {ANNOTATOR}": judge != ANNOTATOR,
                 "generator_2 is the baseline": model == baseline or files.are_official(row.output_2 for row in rows),
                 f"generator_1 is not {baseline}": {row.generator_1 for row in rows} != {baseline},

@@ -11,7 +11,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from src.evaluation.answers import best_answers
 from src.evaluation.benchmark import SCORES, SEED, Measure, Planner, Policies, Scored, chosen
 from src.evaluation.mt_bench.questions import Answers, Files, FirstTurns, Questions, SecondTurns, read_questions
-from src.evaluation.mt_bench.scores import Judge, Score, averages, in_fastchats_words, read_judgments
+from src.evaluation.mt_bench.scores import Judge, Score, averages, in_fastchats_words, rating, read_judgments
 from src.generation.engine import PenalisedSampling, Sampling
 from src.kernel.artifact import Node
 from src.kernel.config import Share, config
@@ -101,8 +101,10 @@ class MTBench:
         for (model, judge), judgments in read_judgments(paths).items():
             label = f"{model}, judged by {judge}"
             metrics, _ = averages(f"{', '.join(map(str, paths))}: {label}", judgments, categories, confidence)
+            apart = any(rating(row["judgment"]) != row["score"] for row in judgments if "judgment" in row)
             reasons = {
                 f"judged by {judge}, not {self.judge.model}": judge != self.judge.model,
+                "scores are not those in the judgments": apart,
                 "judge prompts are not FastChat's": not in_fastchats_words(judgments, categories),
             }
             scored.append(Scored(label, {**metrics}, ", ".join(why for why, is_so in reasons.items() if is_so)))

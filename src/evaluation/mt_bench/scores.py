@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
 import pyarrow as pa
 from pydantic import Field
@@ -137,6 +137,7 @@ class Judgment(TypedDict):
     score: Annotated[float, Field(ge=UNRATED, le=HIGHEST)]
     """UNRATED where there is none."""
     turn: Literal[1, 2]
+    judgment: NotRequired[str]
 
 
 @config

@@ -36,20 +36,16 @@ class Column:
     """The number of subtasks; the column is their unweighted mean; null: the group's own number."""
 
 
+Settings = dict[str, Any] | None
 _File = TypedDict(
     "_File",
-    {
-        "results": dict[str, dict[str, Any]],
-        "n-shot": NotRequired[dict[str, Any]],
-        "group_subtasks": NotRequired[dict[str, list[str]] | None],
-        "config": NotRequired[dict[str, Any] | None],
-        "chat_template": NotRequired[Any],
-        "system_instruction": NotRequired[Any],
-        "config_general": NotRequired[dict[str, Any] | None],
-        "model_name": NotRequired[Any],
-    },
-)
+    {"results": dict[str, dict[str, Any]], "n-shot": NotRequired[dict[str, Any]], "config": NotRequired[Settings],
+     "group_subtasks": NotRequired[dict[str, list[str]] | None], "config_general": NotRequired[Settings],
+     "n-samples": NotRequired[dict[str, dict[str, int]] | None], "chat_template": NotRequired[Any],
+     "system_instruction": NotRequired[Any], "model_name": NotRequired[Any]},
+)  # fmt: skip
 """The parts that are read of a file of lm-eval 0.4, which has `n-shot`, of 0.3, or of the leaderboard's archive."""
+NOT_THERE = ("chat_template", "system_instruction", "gen_kwargs", "description_dict")
 _TASKS = {"arc:challenge": "arc_challenge", "truthfulqa:mc": "truthfulqa_mc2", "truthfulqa_mc": "truthfulqa_mc2"}
 _METRICS = {"truthfulqa_mc2": {"mc2": "acc,none", "mc2_stderr": "acc_stderr,none"},
             "gsm8k": {"acc": "exact_match,strict-match", "acc_stderr": "exact_match_stderr,strict-match"}}  # fmt: skip
@@ -72,7 +68,7 @@ def read_results(paths: Iterable[Path], chat_template: bool, limited: bool = Fal
     """Read result files. `limited`: a part of a task's items will do.
 
     Raises UserError, naming the file, for two models, a task in two files, a part of the items, or, where the
-    leaderboard had none, a chat template or system prompt.
+    leaderboard had none, a chat template, system prompt or settings of the sampling.
     """
     models, values, shots, groups = dict[str, Path](), dict[str, dict[str, Any]](), {}, {}
     paths = list(paths)
@@ -80,12 +76,15 @@ def read_results(paths: Iterable[Path], chat_template: bool, limited: bool = Fal
         file: _File = read_json(_File, path)
         file = file if "n-shot" in file else _renamed(file)
         settings = file.get("config") or {}
-        models.setdefault(str(file.get("model_name") or settings.get("model_args") or "an unnamed model"), path)
+        named = [str(name) for name in (file.get("model_name"), settings.get("model_args")) if name]
+        models.setdefault(", ".join(named) or "an unnamed model", path)
         if len(models) > 1:
             raise UserError(f"{path}: is of {[*models][1]}, others of {[*models][0]}; score one model at a time")
-        if (file.get("chat_template") or file.get("system_instruction")) and not chat_template:
-            raise UserError(f"{path}: was run under a chat template or system prompt, and the leaderboard used none")
-        if settings.get("limit") is not None and not limited:
+        more = [key for key in NOT_THERE if file.get(key) or settings.get(key)]
+        if more and not chat_template:
+            raise UserError(f"{path}: was run with {', '.join(more)}, and the leaderboard used none")
+        part = any(one.get("effective") != one.get("original") for one in (file.get("n-samples") or {}).values())
+        if (part or any(settings.get(key) is not None for key in ("limit", "max_samples"))) and not limited:
             raise UserError(f"{path}: was run on a part of the items (limit); run all of them")
         if twice := file["results"].keys() & values.keys():
             raise UserError(f"{path}: {min(twice)} is in another file too; leave one of them out")

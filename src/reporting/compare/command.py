@@ -184,7 +184,7 @@ def cautions(comparison: Comparison) -> list[str]:
         and not comparison.seeded,
         "Tests by prompt or item compare two policies and say nothing of another seed.": comparison.seeded,
         f"{missed} of {len(nulls)} nulls (the base against itself) do not contain 0.5 in their interval.": missed,
-        "The second judge is not the same in all runs: its win rates cannot be compared.": len(seconds) > 1,
+        "The second judge, or what it saw, differs between runs: its win rates cannot be compared.": len(seconds) > 1,
         f"{rehearsed} of {len(runs)} runs are rehearsals with random weights: their numbers mean nothing.": rehearsed,
         f"{waiting} of {len(runs)} runs are unfinished: what they have is shown.": waiting,
         **dict.fromkeys(comparison.missing, True),

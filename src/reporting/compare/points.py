@@ -17,6 +17,9 @@ from src.kernel.processes import legible
 from src.reporting.compare.read import USUAL, WIN, Measured, RunFolder, Settings, Table, Value, read_all
 
 SEED = "seed"
+COLUMNS = ("iteration", "win rate over base", "hard", "at equal length", "by the second judge", "over previous",
+           "tokens", "KL per token", "finished", "null", "state")  # fmt: skip
+"""Headings of results, behind those of the axes."""
 RUN = "run"
 """An axis of its own, the name of the run folder, where settings alone do not tell runs apart."""
 
@@ -197,9 +200,9 @@ class Comparison:
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """The usual name of each axis, or its last part where that tells it from all others."""
+        """The usual name of each axis, or its last part where that tells it from all others and from COLUMNS."""
         lasts = [USUAL.get(key, key.rpartition(".")[2]) for key in self.varied.axes]
-        pairs = zip(self.varied.axes, lasts, strict=True)
+        pairs, lasts = list(zip(self.varied.axes, lasts, strict=True)), [*lasts, "point", "seeds", *COLUMNS]
         return {key: legible(last if lasts.count(last) == 1 and last[0] != "_" else key) for key, last in pairs}
 
     @property

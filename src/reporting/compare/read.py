@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,8 @@ class Measured:
     """The settings and keys that the numbers are measured with; numbers of other measurements cannot be compared."""
     second: Measured | None = None
     """The same answers under the second judge."""
+    title: str = ""
+    """The benchmark, and who judged a win matrix."""
 
     @property
     def measures(self) -> list[str]:
@@ -230,7 +233,8 @@ def _measured(
     numbers |= {f"{SECOND}{key}": value for key, value in again.numbers.items()} if again else {}
     numbers |= artifact.numbers()
     iteration, benchmark = artifact.place.iteration or 0, artifact.place.benchmark or ""
-    return Measured(benchmark, iteration, artifact.key, numbers, items, _measurement(artifact, by_id), again)
+    title = f"{benchmark}, by {artifact.record['config'].get('judge', '')}".removesuffix(", by ")
+    return Measured(benchmark, iteration, artifact.key, numbers, items, _measurement(artifact, by_id), again, title)
 
 
 def _measurement(measured: Artifact, by_id: Mapping[str, Artifact]) -> dict[str, str]:
@@ -246,6 +250,7 @@ def _measurement(measured: Artifact, by_id: Mapping[str, Artifact]) -> dict[str,
         scope, benchmark, stage = artifact.place
         trained = scope == measured.place.scope or bool(artifact.place.iteration)
         name = "/".join(filter(None, ("policy" if trained else scope, benchmark, stage)))
+        name = f"model {artifact.key}" if re.fullmatch(r"(.*/)?model\d+", stage) else name  # several may link to it
         if name in parts or name == "policy/policy":
             continue
         by_policy = trained or (scope in ("base", "null") and stage != "policy")

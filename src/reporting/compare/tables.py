@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from src.evaluation.statistics import mean_interval
-from src.reporting.compare.points import RUN, SEED, Comparison, short, symbol
+from src.reporting.compare.points import COLUMNS, RUN, SEED, Comparison, short, symbol
 from src.reporting.compare.read import SECOND, USUAL, WIN, Artifact, Table
 from src.reporting.compare.significance import Difference
 from src.reporting.tables import DASH, cell, frame, literal, markdown, number
@@ -24,9 +24,7 @@ FAMILIES = {"own_responses": "generate", "responses": "generate", "ranking": "ra
 def results(comparison: Comparison) -> Table:
     """Return one row per run and iteration."""
     axes = comparison.varied.axes
-    heads = ["point", *(symbol(comparison.names[axis]) for axis in axes), "iteration", "win rate over base",
-             "hard", "at equal length", "by the second judge", "over previous", "tokens", "KL per token", "finished",
-             "null", "state"]  # fmt: skip
+    heads = ["point", *(symbol(comparison.names[axis]) for axis in axes), *COLUMNS]
     rows = []
     for point, run, step in comparison.rows:
         numbers, settings = step.numbers if step else {}, run.settings | {RUN: run.name}
@@ -82,7 +80,7 @@ def differences(entries: Sequence[Difference]) -> Table:
 def benchmarks(comparison: Comparison) -> Table:
     """Return one row per run, iteration and number of a benchmark, with its interval."""
     rows = [
-        [point.number, run.name, one.benchmark, one.iteration, key.replace("_", " "), cell(one.numbers, key, 3)]
+        [point.number, run.name, one.title, one.iteration, key.replace("_", " "), cell(one.numbers, key, 3)]
         for point in comparison.points
         for run in point.runs
         for one in run.benchmarks
