@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -77,15 +77,9 @@ class WinMatrix:
         at = f"{last}/{name}"
         merged = run.node(f"{at}/joint_answers", Merge(), tuple(answers), rows=count, job="evaluation")
         ranking = run.rank(f"{at}/joint_ranking", merged, count, len(names), self.ranker or run.judge)
-        scores = WinMatrixScores(
-            names=names,
-            last=last,
-            judge=(self.ranker or run.judge).name,
-            estimator=self.estimator or run.held_out.estimator,
-            confidence=run.held_out.confidence,
-            resamples=self.resamples,
-            seed=run.seed,
-        )
+        judge, estimator = (self.ranker or run.judge).name, self.estimator or run.held_out.estimator
+        how: dict[str, Any] = {"confidence": run.held_out.confidence, "resamples": self.resamples, "seed": run.seed}
+        scores = WinMatrixScores(names=names, last=last, judge=judge, estimator=estimator, **how)
         yield run.node(f"{at}/{SCORES}", scores, (merged, ranking), rows=count, job="evaluation")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from pydantic import TypeAdapter
 
 from src.evaluation.benchmark import Measure, Numbers, Scoring
 from src.evaluation.results import departs, headed
@@ -33,7 +34,10 @@ def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def score(points: Sequence[Point], files: dict[str, str]) -> int:
-    """Print the numbers of the chosen benchmark, and write them as JSON to `out=`; return the exit code."""
+    """Print the numbers of the chosen benchmark, and write them as JSON to `out=`; return the exit code.
+
+    Files that `out=` has written are shown side by side.
+    """
     if len(points) > 1:
         raise UserError("score: takes no sweep; leave out -m")
     run = points[0].run
@@ -50,16 +54,28 @@ def score(points: Sequence[Point], files: dict[str, str]) -> int:
     check_place("out", out.parent)
     if os.path.lexists(out) and not os.path.isfile(out):  # a device would be replaced
         raise UserError(f"out: {out} is there and no file; name another")
-    scores = benchmark.score_files(name, paths, run.held_out.confidence)
-    reasons = [(departs(benchmark, one.numbers, asked=False), one.departs) for one in scores]
-    titles = [headed(one.label, ", ".join(filter(None, why))) for one, why in zip(scores, reasons, strict=True)]
-    print("\n".join(f"{number}: {title}" for number, title in enumerate(titles, 1)))
-    print(_table([one.numbers for one in scores], benchmark.measures))
+    written = {path: _written(path) for path in paths}
+    shown = {f"{path}: {title}": numbers for path, one in written.items() for title, numbers in one.items()}
+    if not all(written.values()):
+        scores = benchmark.score_files(name, paths, run.held_out.confidence)
+        reasons = [(departs(benchmark, one.numbers, asked=False), one.departs) for one in scores]
+        titles = [headed(one.label, ", ".join(filter(None, why))) for one, why in zip(scores, reasons, strict=True)]
+        shown = dict(zip(titles, (one.numbers for one in scores), strict=True))
+    print("\n".join(f"{number}: {title}" for number, title in enumerate(shown, 1)))
+    print(_table([*shown.values()], benchmark.measures))
     if files.get("out"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, as_json({title: one.numbers for title, one in zip(titles, scores, strict=True)}).encode())
+        write_atomic(out, as_json(shown).encode())
         print(f"written: {out}")
     return 0
+
+
+def _written(path: Path) -> dict[str, Numbers]:
+    """Read what `out=` has written; nothing of any other file."""
+    try:
+        return TypeAdapter(dict[str, Numbers]).validate_json(path.read_bytes())
+    except ValueError:
+        return {}
 
 
 def _table(scores: Sequence[Numbers], measures: Sequence[Measure]) -> str:

@@ -127,13 +127,9 @@ class Client:
         self._begun, self._lock, self._next = time.monotonic(), threading.Lock(), 0.0
         self._answers = self._input = self._output = 0
         timeout, hooks = endpoint.timeout_s, {"request": [self._await_turn], "response": [_refuse_unreadable]}
-        self._client = OpenAI(
-            api_key=_secret(),
-            base_url=endpoint.base_url,
-            timeout=timeout,
-            max_retries=endpoint.retries,
-            http_client=DefaultHttpxClient(timeout=timeout, event_hooks=hooks),  # called at every attempt
-        )
+        http = DefaultHttpxClient(timeout=timeout, event_hooks=hooks)  # called at every attempt
+        how: dict[str, Any] = {"base_url": endpoint.base_url, "timeout": timeout, "max_retries": endpoint.retries}
+        self._client = OpenAI(api_key=_secret(), http_client=http, **how)
 
     def __enter__(self) -> Self:
         return self

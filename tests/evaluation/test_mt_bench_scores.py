@@ -136,3 +136,5 @@ def test_models_and_judges_are_kept_apart_and_files_of_both_are_read_as_one(
     paths = f"{judged_file(tmp_path, judgments())},{judged_file(again, judgments(lambda question, turn: 6))}"
     (both,) = scored(tmp_path, paths).values()
     assert (both["score"], both["doubled"]) == (5.5, 160)
+    shown = scored(again, out := tmp_path / "scores.json")
+    assert shown == {f"{out}: m, judged by gpt-4": both}, "what out= wrote is shown as it is"
