@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from src.data.outside import AddAnswers
 from src.evaluation.benchmark import Policy
@@ -95,14 +96,9 @@ def pairs_of(run: Run, t: int, responses: Node, ranking: Node) -> Node:
 def reference_of(run: Run, t: int, pairs: Node, policy: Node) -> Node:
     """Return log π_t-1(y|x) of the pairs, under the policy that the training starts from."""
     hardware, lengths = run.hardware, run.train.lengths
-    stage = Reference(
-        lengths=lengths,
-        precision=hardware.devices.precision,
-        device=hardware.devices.device,
-        batch_pairs=hardware.reference_batch_pairs,
-        head_chunk=hardware.devices.head_chunk,
-        attention=hardware.devices.attention,
-    )
+    names = ("precision", "device", "head_chunk", "attention")
+    how: dict[str, Any] = {name: getattr(hardware.devices, name) for name in names}
+    stage = Reference(lengths=lengths, batch_pairs=hardware.reference_batch_pairs, **how)
     return run.node(f"it{t}/reference", stage, (pairs, policy), pairs.rows, pairs.rows or None, job="reference")
 
 

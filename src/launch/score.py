@@ -61,6 +61,8 @@ def score(points: Sequence[Point], files: dict[str, str]) -> int:
         reasons = [(departs(benchmark, one.numbers, asked=False), one.departs) for one in scores]
         titles = [headed(one.label, ", ".join(filter(None, why))) for one, why in zip(scores, reasons, strict=True)]
         shown = dict(zip(titles, (one.numbers for one in scores), strict=True))
+    if not shown:
+        raise UserError(f"from: {files['from']}: there is nothing to score; name a file with rows")
     print("\n".join(f"{number}: {title}" for number, title in enumerate(shown, 1)))
     print(_table([*shown.values()], benchmark.measures))
     if files.get("out"):

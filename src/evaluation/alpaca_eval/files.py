@@ -66,7 +66,7 @@ class Annotation:
     generator_1: str
     dataset: str
     output_2: str
-    generator_2: str
+    generator_2: Annotated[str, Field(min_length=1)]
     annotator: str
     preference: Preference
     """1: output_1 (the baseline's) is better, 2: output_2, and all between; None: the annotator failed."""

@@ -42,10 +42,11 @@ _File = TypedDict(
     {"results": dict[str, dict[str, Any]], "n-shot": NotRequired[dict[str, Any]], "config": NotRequired[Settings],
      "group_subtasks": NotRequired[dict[str, list[str]] | None], "config_general": NotRequired[Settings],
      "n-samples": NotRequired[dict[str, dict[str, int]] | None], "chat_template": NotRequired[Any],
-     "system_instruction": NotRequired[Any], "model_name": NotRequired[Any]},
+     "system_instruction": NotRequired[Any], "fewshot_as_multiturn": NotRequired[Any], "model_name": NotRequired[Any]},
 )  # fmt: skip
 """The parts that are read of a file of lm-eval 0.4, which has `n-shot`, of 0.3, or of the leaderboard's archive."""
-NOT_THERE = ("chat_template", "system_instruction", "gen_kwargs", "description_dict")
+NOT_THERE = ("chat_template", "use_chat_template", "system_instruction", "fewshot_as_multiturn", "gen_kwargs",
+             "description_dict")  # fmt: skip
 _TASKS = {"arc:challenge": "arc_challenge", "truthfulqa:mc": "truthfulqa_mc2", "truthfulqa_mc": "truthfulqa_mc2"}
 _METRICS = {"truthfulqa_mc2": {"mc2": "acc,none", "mc2_stderr": "acc_stderr,none"},
             "gsm8k": {"acc": "exact_match,strict-match", "acc_stderr": "exact_match_stderr,strict-match"}}  # fmt: skip
@@ -107,7 +108,7 @@ def _renamed(file: _File) -> _File:
         if task.startswith("mmlu_"):
             mmlu.append(task)
     more: dict[str, Any] = {"config": settings, "model_name": settings.get("model_name"), "n-shot": all_shots}
-    return _File(results=results, group_subtasks={"mmlu": mmlu}, **more)
+    return _File(results=results, group_subtasks={"mmlu": mmlu} if mmlu else {}, **more)
 
 
 def score_columns(results: Results, columns: Sequence[Column], confidence: float) -> dict[str, float]:
