@@ -113,6 +113,11 @@ def scored(place: Path, files: Path | str, *words: str) -> dict[str, dict[str, f
     return {title.partition(" — ")[0]: numbers for title, numbers in json.loads(out.read_text()).items()}
 
 
+def test_a_file_without_rows_is_a_mistake(tmp_path: Path) -> None:
+    (empty := tmp_path / "empty.jsonl").touch()
+    assert call("score", "benchmark=mt_bench", f"from={empty}") == 2
+
+
 def test_the_first_questions_of_each_category_may_be_all(tmp_path: Path) -> None:
     rows = [row | {"score": row["question_id"] // 10 % 7} for row in judgments() if row["question_id"] % 10 == 1]
     (numbers,) = scored(tmp_path, judged_file(tmp_path, rows), "benchmark.mt_bench.first=1").values()

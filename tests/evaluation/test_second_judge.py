@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_run import World, call
+from tiny_run import World, call, typed
 
 from src.kernel.record import CARD
 from src.kernel.rows import RANKING, read_rows
@@ -16,6 +16,11 @@ from src.reporting.wandb_tables import summary_of
 
 MODEL = "held_out.second.language_model"
 NAME = "second"
+
+
+def test_a_judge_asked_of_the_model_that_judged_the_training_says_so() -> None:
+    words = ("hardware=1xa100_80gb", "ranker=llm_judge_pairwise", "ranker@held_out.ranker=llm_judge_points")
+    assert typed("iter=1", *words).verdict_of().endswith(", whose model also judged what it was trained on")
 
 
 def test_a_second_judge_is_shown_everywhere_and_makes_nothing_else_anew(

@@ -124,8 +124,7 @@ def after(nodes: list[Node], first: set[str]) -> set[str]:
 EVALUATED = "it1/evaluation it2/evaluation it1/second_evaluation it2/second_evaluation"
 MOVES = {
     **dict.fromkeys(("hardware.engine.batch_answers=3", "iter=1"), ""),
-    "method.eta=5": "it1/policy",
-    "train.lengths.max_total=300": "it1/reference",
+    **{"method.eta=5": "it1/policy", "train.lengths.max_total=300": "it1/reference"},
     **dict.fromkeys(("estimator=score", "pairing=win_rate"), "it1/pairs"),
     "ranker.tau=1": "it1/ranking",
     "held_out.ranker.tau=1": "base/answers_ranking null/answers_ranking it1/answers_ranking it2/answers_ranking",

@@ -54,8 +54,7 @@ KILLED = -signal.SIGINT
 """The system ends the process; a shell says 130."""
 STOPS = [
     ("plan", "src.kernel.processes.quiet_libraries", "", KILLED),
-    ("plan", "src.kernel.processes.tidy_output", "", 130),
-    ("plan", "src.launch.verbs.print_plan", "", 130),
+    *(("plan", f"src.{place}", "", 130) for place in ("kernel.processes.tidy_output", "launch.verbs.print_plan")),
     ("plan", "src.launch.verbs.print_plan", "src.launch.mistakes.exit_code", KILLED),
     ("plan method.etta=1", "src.launch.mistakes.one_line", "", 130),
     ("status launcher=slurm", "src.launch.slurm.launcher.print_status", "", 130),

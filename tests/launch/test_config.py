@@ -27,10 +27,8 @@ Capture = pytest.CaptureFixture[str]
 GOLDEN = ROOT / "tests" / "golden" / "config.yaml"
 GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())
 PLACED = {name: place.replace("<name>", "x") for name, place in PLACES.items()} | {
-    "slurm": "launcher=slurm slurm@launcher.site",
-    "sweep": "+sweep",
-    "ranker": "hardware=1xa100_80gb ranker",
-    "ranking": "hardware=1xa100_80gb +ranking",
+    **{"slurm": "launcher=slurm slurm@launcher.site", "sweep": "+sweep"},
+    **{"ranker": "hardware=1xa100_80gb ranker", "ranking": "hardware=1xa100_80gb +ranking"},
     "size": "experiment=gemma2_9b_it_wpo_hb +size",
     "template": "model=mistral_7b_instruct_v02 model.chat_template=x +template",
     "variant": "experiment=gemma2_9b_it_wpo_hb +variant",

@@ -120,13 +120,11 @@ def test_resources_go_before_the_site_and_both_before_nothing() -> None:
 
 
 MACHINES = {
-    ("cpu", "it1-generation"): (1, 0, 8),
-    ("8xa100_80gb", "it1-training"): (1, 8, 64),
-    ("8xa100_80gb", "it1-judging"): (1, 0, 2),
+    ("cpu", "it1-generation"): (1, 0, 8), ("8xa100_80gb", "it1-training"): (1, 8, 64),
+    ("8xa100_80gb", "it1-judging"): (1, 0, 2), ("2x8xh100_80gb", "it1-training"): (2, 8, 64),
     **{("8xa100_80gb", f"it1-{job}"): (1, 1, 8) for job in ("generation", "ranking", "reference", "evaluation")},
-    ("2x8xh100_80gb", "it1-training"): (2, 8, 64),
     ("2x8xh100_80gb", "start-setup"): (1, 0, 4),
-}
+}  # fmt: skip
 
 
 def test_a_job_gets_the_nodes_gpus_and_cores_of_its_stage() -> None:

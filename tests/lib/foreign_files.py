@@ -72,8 +72,7 @@ def of_lines(read: Callable[[bytes], Any], write: Callable[[Any], bytes]) -> For
 
 PLAIN: Form = (bytes.decode, str.encode)
 FORMS: dict[str, Form] = {
-    "json": (json.loads, write_json),
-    "yaml": (yaml.safe_load, write_json),  # JSON is YAML
+    **{"json": (json.loads, write_json), "yaml": (yaml.safe_load, write_json)},  # JSON is YAML
     "jsonl": of_lines(json.loads, write_json),
     "parquet": (lambda data: pq.read_table(io.BytesIO(data)).to_pylist(), write_parquet),
     "checked": of_lines(value_of, lambda row: line_of(row).rstrip().encode()),

@@ -236,15 +236,12 @@ def build_armorm(folder: Path) -> None:
 
 
 REPOSITORIES: dict[str, Callable[[Path], object]] = {
-    "mistralai/Mistral-7B-Instruct-v0.2": build_mistral,
-    "google/gemma-2-9b-it": build_gemma2,
-    "meta-llama/Meta-Llama-3-8B-Instruct": build_llama3,
-    ENCODER_ID: build_vocabulary,
-    "llm-blender/PairRM": build_ranker,
-    "RLHFlow/ArmoRM-Llama3-8B-v0.1": build_armorm,
+    "mistralai/Mistral-7B-Instruct-v0.2": build_mistral, "google/gemma-2-9b-it": build_gemma2,
+    "meta-llama/Meta-Llama-3-8B-Instruct": build_llama3, "llm-blender/PairRM": build_ranker,
+    "RLHFlow/ArmoRM-Llama3-8B-v0.1": build_armorm, ENCODER_ID: build_vocabulary,
     "snorkelai/Snorkel-Mistral-PairRM-DPO-Dataset": build_snorkel,
     "HuggingFaceH4/ultrafeedback_binarized": build_ultrafeedback,
-}
+}  # fmt: skip
 
 
 def build_mirror(folder: Path, *repositories: str) -> str:

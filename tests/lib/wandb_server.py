@@ -109,8 +109,7 @@ def _data(name: str, values: dict[str, Any], url: str) -> dict[str, Any]:
         "CreateArtifactFiles": {"createArtifactFiles": {"files": {"edges": edges}}},
         "CommitArtifact": {"commitArtifact": {"artifact": {"id": "QXJ0", "digest": "x"}}},
         "CreateRunFiles": {"createRunFiles": {"runID": "QQ==", "files": files, "uploadHeaders": []}},
-        "ArtifactType": {"project": None},
-        "ArtifactByID": {"artifact": known},
+        **{"ArtifactType": {"project": None}, "ArtifactByID": {"artifact": known}},
     }
     return replies.get(name, {})
 

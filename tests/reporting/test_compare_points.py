@@ -15,7 +15,7 @@ from src.experiment.selection import folders, not_begun, swept
 from src.kernel.config import UserError
 from src.reporting.compare.command import cautions
 from src.reporting.compare.points import Comparison, Point, Varied, by_seed, compare_folders, varied
-from src.reporting.compare.read import Settings, flat, read_all
+from src.reporting.compare.read import Artifact, Settings, _measurement, flat, read_all
 from src.reporting.compare.tables import costs, over_seeds, results
 
 
@@ -72,6 +72,16 @@ def test_a_second_judge_has_its_own_interval_over_seeds_and_two_of_them_are_not_
         assert ("by the second judge" in table) == alike
         assert not alike or list(table["by the second judge"]) == list(table["win rate over base"]), "they say the same"
         assert any("second judge" in sentence for sentence in cautions(comparison)) == ("c" in others)
+
+
+def test_a_model_is_the_same_whichever_judge_links_to_it() -> None:
+    def measured(link: str) -> dict[str, str]:
+        named = ((link, "m", []), ("it1/evaluation", "e", ["a/m"]))
+        model, ran = (Artifact(name, Path(key), {"kind": "a", "key": key, "version": 1, "config": {}}, parents, 0.0)
+                      for name, key, parents in named)  # fmt: skip
+        return _measurement(ran, {model.id: model})
+
+    assert measured("held_out/second/model0") == measured("win_matrix/ranker/model1")
 
 
 DAMAGES = (
